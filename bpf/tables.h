@@ -1,0 +1,270 @@
+// SPDX-License-Identifier: (BSD-2-Clause OR GPL-2.0-only)
+/* The contract with Python: every map, row, event, enum and configuration word.
+ *
+ * Python reads these layouts from the object's BTF and never declares them again.
+ * An address is always 16 bytes in network order; IPv4 is written ::ffff:a.b.c.d (RFC 4291 §2.5.5.2),
+ * so that one key serves both families.  Times are CLOCK_BOOTTIME nanoseconds.
+ */
+#pragma once
+#include "kernel.h"
+#include "chacha20poly1305.h"
+
+#define SAS_PER_PAIR 4		/* SAs per node pair and direction, chosen by flow hash; a power of two */
+#define REPLAY_WINDOW 1024	/* packets, RFC 4303 §3.4.3 */
+#define REPLAY_WORDS 32		/* ring of 2048 bits: the window plus room to advance without shifting */
+#define MARK_ENCRYPT 0xe00	/* skb->mark & MARK_MASK: routed by table 200 to the door */
+#define MARK_MASK 0xf00
+#define PROBE_ETHERTYPE 0x88b5	/* IEEE 802 local experimental: agent -> door, never on the wire */
+
+struct addr {
+	union {
+		__u8 bytes[16];
+		__be32 words[4];
+		__u64 halves[2];
+	};
+};
+
+/* Why a packet's journey here ended, or passed a border.  Python has the words (flows/reasons.py). */
+enum reason {
+	REASON_NONE = 0,
+	/* forwarded in the clear */
+	CLEAR_LOCAL,		/* both ends on this node */
+	CLEAR_WORLD,		/* not a cluster address: Pellicle does not encrypt it */
+	CLEAR_DISABLED,		/* encryption is off */
+	CLEAR_LINK,		/* ARP, neighbour discovery, link-local: never leaves the link */
+	/* forwarded encrypted */
+	SEALED,
+	OPENED,
+	/* an ESP dummy packet (RFC 4303 §2.6) */
+	PROBE_SENT,
+	PROBE_RECEIVED,
+	/* dropped: everything from here on */
+	DROP_FIRST,
+	DROP_UNKNOWN_PEER = DROP_FIRST,	/* inside the cluster's CIDRs, not in the ipcache */
+	DROP_NO_KEY,		/* the peer is known, no SA stands for it */
+	DROP_SA_EXPIRED,	/* by age or by count */
+	DROP_SEAL_FAILED,	/* a packet that the engine cannot seal */
+	DROP_TOO_BIG,		/* longer than the engine can carry; the route MTU should have said so */
+	DROP_SPOOFED_POD,	/* a pod sent with an address that is not its own */
+	DROP_MALFORMED,		/* headers that do not parse */
+	DROP_NOT_IP,		/* a pod or the door sent something that is neither IP, ARP nor a probe */
+	DROP_UNKNOWN_SPI,	/* ESP for which no SA stands */
+	DROP_ESP_FRAGMENT,	/* outer fragments: our peers set DF */
+	DROP_ESP_MALFORMED,	/* too short, unaligned, impossible padding */
+	DROP_REPLAYED,		/* sequence number seen before */
+	DROP_TOO_OLD,		/* left of the replay window */
+	DROP_AUTH_FAILED,	/* the tag does not verify */
+	DROP_SPOOFED_SOURCE,	/* the inner source does not belong to the SA's node */
+	DROP_NO_ENDPOINT,	/* opened, but no such pod here */
+	DROP_TTL_EXCEEDED,
+	DROP_CLEAR_FROM_CLUSTER, /* cleartext from the wire with a cluster source */
+	DROP_CLEAR_TO_CLUSTER,	/* the last door: cleartext about to leave for a cluster address */
+	DROP_CONGESTED_ECN,	/* RFC 6040 §4.2: outer CE on an inner packet that is not ECN-capable */
+	DROP_POD_ESP,		/* a pod speaking ESP of its own to a node of the cluster */
+	REASON_COUNT,
+};
+
+enum hook { HOOK_FROM_POD = 1, HOOK_DOOR, HOOK_TO_NET, HOOK_FROM_NET };
+
+/* --- configuration: set once at load ---------------------------------------------------------- */
+struct config {
+	__u32 encrypt;		/* 0: everything passes in the clear and is reported so */
+	__u32 uplink_ifindex;
+	__u32 flow_interval_ms;	/* a long flow is reported again after this */
+	__u32 pad;
+	struct addr self4;	/* this node's outer addresses; zero: none in that family */
+	struct addr self6;
+	__u8 door_mac[6];	/* of pellicle_host */
+	__u8 pad2[2];
+};
+extern const volatile struct config config;	/* defined once, in pellicle.bpf.c */
+
+/* --- who: address -> identity and node --------------------------------------------------------- */
+enum peer_flags { PEER_LOCAL = 1, PEER_NODE = 2 /* the address of a node, not of a pod */ };
+struct peer {
+	__u32 identity;
+	__u32 flags;
+	struct addr node;	/* the primary address of the node that holds it */
+};
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 1048576);
+	__type(key, struct addr);
+	__type(value, struct peer);
+} ipcache SEC(".maps");
+
+/* the cluster's CIDRs: an address in here that the ipcache does not know is never "the world" */
+struct cidr { __u32 prefixlen; struct addr addr; };	/* prefixlen of the 128-bit form: IPv4 /16 is 112 */
+struct cidr_row { __u32 flags; };
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 65536);
+	__type(key, struct cidr);
+	__type(value, struct cidr_row);
+} cluster_cidrs SEC(".maps");
+
+/* --- pods of this node: address -> device ------------------------------------------------------- */
+struct endpoint {
+	__u32 ifindex;		/* host end of the veth pair */
+	__u32 identity;
+	__u8 pod_mac[6];
+	__u8 host_mac[6];
+};
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 4096);
+	__type(key, struct addr);
+	__type(value, struct endpoint);
+} endpoints SEC(".maps");
+
+/* --- how: the encryption table -> a pair of offers, that is a set of SAs ------------------------ */
+struct encrypt_key {
+	__u32 source_identity;	/* 0: any */
+	__u32 destination_identity; /* 0: any */
+	struct addr node;	/* the peer's primary address */
+};
+struct encrypt_row {
+	__u64 pair;		/* fingerprint of the two offers: names the SAs in sa_out */
+	__u32 engine;
+	__u32 pad;
+};
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 65536);
+	__type(key, struct encrypt_key);
+	__type(value, struct encrypt_row);
+} encrypt SEC(".maps");
+
+struct sa_out_key { __u64 pair; __u32 number; __u32 pad; };
+struct sa_out {
+	__u64 sequence;		/* last one sent; only ever counted up, only by the datapath */
+	__u64 sequence_limit;	/* at this one the SA is spent */
+	__u64 expires;		/* boot time in ns; 0: never */
+	__u64 packets;
+	__u64 bytes;		/* inner */
+	__u32 key[8];
+	__u32 salt;
+	__be32 spi;
+	struct addr source;	/* outer */
+	struct addr destination; /* outer */
+	struct addr node;	/* the peer's primary address */
+	__u32 local_epoch;
+	__u32 peer_epoch;
+};
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 131072);
+	__type(key, struct sa_out_key);
+	__type(value, struct sa_out);
+} sa_out SEC(".maps");
+
+struct sa_in_key { struct addr source; struct addr destination; __be32 spi; __u32 pad; };
+struct sa_in {
+	struct bpf_spin_lock lock; /* guards top and window */
+	__u32 number;
+	__u64 top;		/* highest sequence number accepted */
+	__u64 window[REPLAY_WORDS]; /* bit s % 2048 */
+	__u64 pair;
+	__u64 expires;
+	__u64 packets;		/* authenticated and fresh */
+	__u64 bytes;		/* inner */
+	__u64 first_seen;	/* when the first packet authenticated: the peer has these keys */
+	__u64 auth_failed;
+	__u64 replayed;		/* replayed or too old */
+	__u32 key[8];
+	__u32 salt;
+	__u32 pad;
+	struct addr node;	/* the peer's primary address: inner sources must belong to it */
+	__u32 local_epoch;
+	__u32 peer_epoch;
+};
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 131072);
+	__type(key, struct sa_in_key);
+	__type(value, struct sa_in);
+} sa_in SEC(".maps");
+
+/* --- what the agent asks of the door: an Ethernet frame of PROBE_ETHERTYPE carrying this -------- */
+enum probe_kind { PROBE_ASK = 1, PROBE_ANSWER = 2 };
+struct probe {
+	__u64 pair;
+	__u32 number;
+	__u32 kind;	/* sent inside the dummy packet, as its first four payload bytes */
+};
+
+/* --- what came of it: counters, flows, events ---------------------------------------------------- */
+struct count { __u64 packets; __u64 bytes; };
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, REASON_COUNT);
+	__type(key, __u32);
+	__type(value, struct count);
+} counts SEC(".maps");
+
+struct flow_key {
+	struct addr source;
+	struct addr destination;
+	__be16 source_port;	/* ICMP: type and code in source_port, identifier in destination_port */
+	__be16 destination_port;
+	__u8 protocol;
+	__u8 hook;		/* enum hook */
+	__u8 reason;		/* enum reason */
+	__u8 pad;
+};
+struct flow_row {
+	__u64 packets;		/* since first; cumulative, so a lost event loses no count */
+	__u64 bytes;
+	__u64 first;
+	__u64 last;
+	__u64 reported;
+	__u64 pair;
+	__u32 source_identity;
+	__u32 destination_identity;
+	__be32 spi;
+	__u32 epoch;		/* the sender's */
+};
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 65536);
+	__type(key, struct flow_key);
+	__type(value, struct flow_row);
+} flows SEC(".maps");
+
+enum event_kind { EVENT_FLOW = 1, EVENT_SA_CONFIRMED, EVENT_PROBE, EVENT_PMTU };
+struct event {
+	__u32 kind;		/* enum event_kind */
+	__u32 number;		/* EVENT_SA_CONFIRMED, EVENT_PROBE: the SA's; EVENT_PMTU: the MTU */
+	__u64 pair;		/* EVENT_SA_CONFIRMED, EVENT_PROBE */
+	__u32 probe;		/* EVENT_PROBE: enum probe_kind */
+	__u32 pad;
+	struct flow_key key;	/* EVENT_FLOW; EVENT_PMTU: outer source and destination */
+	struct flow_row row;	/* EVENT_FLOW */
+};
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 1 << 20);
+} events SEC(".maps");
+/* how many events the ring buffer had no room for */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u64);
+} lost_events SEC(".maps");
+
+/* #defines that Python needs: BTF keeps only what a type or a variable mentions */
+enum exported {
+	EXPORT_SAS_PER_PAIR = SAS_PER_PAIR,
+	EXPORT_MARK_ENCRYPT = MARK_ENCRYPT,
+	EXPORT_MARK_MASK = MARK_MASK,
+	EXPORT_PROBE_ETHERTYPE = PROBE_ETHERTYPE,
+	EXPORT_REPLAY_WINDOW = REPLAY_WINDOW,
+};
+struct exported_enums { enum exported exported; enum reason reason; enum hook hook; enum peer_flags peer_flags;
+	enum probe_kind probe_kind; enum event_kind event_kind; };
+struct exported_rows { struct probe probe; struct event event; };

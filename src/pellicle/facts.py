@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The glossary: what Pellicle knows about the world, as frozen rows.
+
+Sources make these, plans take them, nothing else is passed between rooms. Each is
+one resource of `apiVersion: pellicle.dev/v1` or one thing of this node; none of them
+holds a secret.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from types import MappingProxyType
+from typing import NewType
+
+Address = IPv4Address | IPv6Address
+Network = IPv4Network | IPv6Network
+
+NodeName = NewType("NodeName", str)
+Epoch = NewType("Epoch", int)
+"""Number of a node's offer; grows with each new one. Starts at 1."""
+IdentityNumber = NewType("IdentityNumber", int)
+"""What a set of labels is called in the datapath: 32 bits, 0 means any."""
+PairId = NewType("PairId", int)
+"""64-bit fingerprint of two offers and the nodes that made them: names a set of SAs."""
+Spi = NewType("Spi", int)
+"""Security Parameters Index, RFC 4303 §2.1: 32 bits, 256 and above."""
+
+IDENTITY_WORLD = IdentityNumber(2)
+IDENTITY_REMOTE_NODE = IdentityNumber(6)
+IDENTITY_HOST = IdentityNumber(1)
+FIRST_CLAIMED_IDENTITY = 256
+"""Below are the reserved ones."""
+
+
+class Cipher(StrEnum):
+    """An AEAD as the records name it."""
+
+    CHACHA20_POLY1305 = "chacha20-poly1305"
+    AES_128_GCM = "aes-128-gcm"
+    AES_256_GCM = "aes-256-gcm"
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """The public half of a key that a node offers to all its peers."""
+
+    epoch: Epoch
+    boot_nonce: bytes
+    """16 random bytes, new at every start of the agent."""
+    public_key: bytes
+    """X25519, 32 bytes."""
+    proof: bytes
+    """Says that the node itself made this offer; its form depends on the key mode."""
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A member of the cluster."""
+
+    name: NodeName
+    addresses: tuple[Address, ...]
+    """At most one in each family; the first is the primary one, which names the node in the datapath."""
+    pod_cidrs: tuple[Network, ...]
+    offers: tuple[Offer, ...] = ()
+    """Oldest first, at most two."""
+    ciphers: tuple[Cipher, ...] = (Cipher.CHACHA20_POLY1305,)
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointName:
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """Where a pod is plugged in; means something only on the pod's own node."""
+
+    container_id: str
+    interface: str
+    """Inside the pod, usually eth0."""
+    host_device: str
+    pod_mac: str
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A pod: its addresses, and who it is."""
+
+    name: EndpointName
+    node: NodeName
+    addresses: tuple[Address, ...]
+    identity: IdentityNumber
+    labels: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}), hash=False)
+    attachment: Attachment | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """A set of labels and the number that the whole cluster knows it by."""
+
+    number: IdentityNumber
+    labels: Mapping[str, str] = field(hash=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A network device of this node."""
+
+    name: str
+    index: int
+    mac: str
+    mtu: int
+    is_up: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """Something that could not be used, and why; everything else goes on."""
+
+    source: str
+    """Where it came from: a path, a peer's record, a request."""
+    name: str
+    why: str
