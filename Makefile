@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+# make demo    see it work: three nodes, encryption off, then on, a sniffer on the wire
+# make test    everything: check, then the tests that need root and a kernel
+# make check   seconds, no root: lint, types, import contracts, pure tests
+# make bench   one table against plaintext and wireguard-go (minutes)
+PY = .venv/bin/python
+PYTEST = $(PY) -m pytest -p no:cacheprovider
+
+.PHONY: demo test check bench lint pure clean
+demo:
+	@scripts/setup.sh demo
+	@.venv/bin/pellicle demo
+
+check: lint pure
+
+lint:
+	@scripts/setup.sh check
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+
+pure:
+	@scripts/setup.sh check
+	$(PYTEST) -n auto tests/pure --cov --cov-report=term:skip-covered
+
+test:
+	@scripts/setup.sh test
+	@$(MAKE) --no-print-directory check
+	$(PYTEST) tests/bpf
+	$(PYTEST) tests/net tests/interop
+
+bench:
+	@scripts/setup.sh bench
+	$(PY) benchmarks/run.py
+
+clean:
+	rm -rf .venv build dist src/pellicle/_bpf .mypy_cache .ruff_cache .coverage
