@@ -62,7 +62,7 @@ class Node:
 
     name: NodeName
     addresses: tuple[Address, ...]
-    """At most one in each family; the first is the primary one, which names the node in the datapath."""
+    """At most one in each family; the first, the primary one, names the node in the datapath."""
     pod_cidrs: tuple[Network, ...]
     offers: tuple[Offer, ...] = ()
     """Oldest first, at most two."""

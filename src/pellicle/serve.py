@@ -12,6 +12,7 @@ same. Only the socket's owner may connect (mode 0600).
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import socket
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -50,13 +51,14 @@ Answer = Callable[[Request], AsyncIterator[Any]]
 
 
 def listen(path: Path) -> socket.socket:
-    """A listening socket at `path`, replacing a dead one; OSError when another agent answers there."""
+    """A listening socket at `path`, in place of a dead one; OSError when another agent has it."""
     path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     server.setblocking(False)
     if path.exists() and _is_answering(path):
         server.close()
-        raise OSError(98, f"another agent answers at {path}: stop it, or give this one its own run_dir")
+        why = f"another agent answers at {path}: stop it, or give this one its own run_dir"
+        raise OSError(errno.EADDRINUSE, why)
     path.unlink(missing_ok=True)
     mask = os.umask(0o177)
     try:
@@ -99,7 +101,8 @@ async def _answered(
     try:
         request = _parse(line, descriptors)
         if request.call not in answers:
-            raise CallError(1, f"unknown call {request.call!r}", f"known: {', '.join(sorted(answers))}")
+            known = ", ".join(sorted(answers))
+            raise CallError(1, f"unknown call {request.call!r}", f"known: {known}")
         async for row in answers[request.call](request):
             yield {"ok": row}
     except CallError as error:

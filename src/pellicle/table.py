@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Generic, Protocol, TypeVar
@@ -33,7 +33,7 @@ class Table(Generic[K, R]):
         self.name = name
         self.listed = False
         self._rows: Mapping[K, R] = MappingProxyType({})
-        self._bells: set[asyncio.Event] = set()
+        self.bells: set[asyncio.Event] = set()
 
     @property
     def rows(self) -> Mapping[K, R]:
@@ -50,7 +50,7 @@ class Table(Generic[K, R]):
 
     def ring(self) -> None:
         """Wake everyone who plans from this table."""
-        for bell in self._bells:
+        for bell in self.bells:
             bell.set()
 
     def __repr__(self) -> str:
@@ -62,12 +62,12 @@ class Table(Generic[K, R]):
         """An event that is set whenever one of `tables` changes."""
         event = asyncio.Event()
         for table in tables:
-            table._bells.add(event)
+            table.bells.add(event)
         try:
             yield event
         finally:
             for table in tables:
-                table._bells.discard(event)
+                table.bells.discard(event)
 
 
 async def derive(
@@ -162,7 +162,7 @@ class Reconciler(Generic[K, R]):
         """One pass. Returns when a failed row wants another try, or None."""
         if not self.desired.listed:
             return None
-        if not self.applied.listed:
+        if not self.applied.listed or self.unreadable is not None:
             self.refresh()
         if self.unreadable is not None:
             return now + FIRST_RETRY_SECONDS
@@ -170,7 +170,8 @@ class Reconciler(Generic[K, R]):
         wanted = self.desired.rows
         for key in [key for key in self.failures if key not in wanted and key not in standing]:
             del self.failures[key]
-        self._put({k: r for k, r in wanted.items() if self._must_put(k, r, standing, now)}, standing, now)
+        missing = {k: r for k, r in wanted.items() if self._must_put(k, r, standing, now)}
+        self._put(missing, standing, now)
         gone = [k for k in standing if k not in wanted and self._is_due(k, now)]
         self._remove(gone, standing, now)
         self.applied.replace(standing)
@@ -243,8 +244,6 @@ async def reconcile(
                 refreshed = clock()
             retry = reconciler.run(clock())
             wake = min(refreshed + refresh_seconds, retry if retry is not None else float("inf"))
-            try:
+            with suppress(TimeoutError):
                 async with asyncio.timeout(max(0.0, wake - clock())):
                     await changed.wait()
-            except TimeoutError:
-                pass

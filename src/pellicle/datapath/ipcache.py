@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who: every address of the cluster, its identity, and the node that holds it.
+
+The maps `ipcache` and `cluster_cidrs`. What is inside a cluster CIDR and not here is
+never taken for the outside world.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import IntFlag
+
+from pellicle.kernel.bpf import Object
+
+from pellicle.datapath.address import from_bytes, from_cidr, gateway, to_bytes, to_cidr
+from pellicle.datapath.maps import Fields, MapTarget
+from pellicle.facts import (
+    IDENTITY_HOST,
+    IDENTITY_REMOTE_NODE,
+    Address,
+    Endpoint,
+    EndpointName,
+    IdentityNumber,
+    Network,
+    Node,
+    NodeName,
+)
+
+
+class PeerFlags(IntFlag):
+    """`enum peer_flags`."""
+
+    LOCAL = 1
+    NODE = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """`struct peer`."""
+
+    identity: IdentityNumber
+    flags: PeerFlags
+    node: Address
+
+
+@dataclass(frozen=True, slots=True)
+class CidrRow:
+    """`struct cidr_row`."""
+
+    flags: int = 0
+
+
+def plan(
+    local: NodeName, nodes: Mapping[NodeName, Node], endpoints: Mapping[EndpointName, Endpoint]
+) -> dict[Address, Peer]:
+    """Addresses of nodes, their gateways and their pods; an endpoint of an unknown node waits."""
+    rows: dict[Address, Peer] = {}
+    for endpoint in endpoints.values():
+        node = nodes.get(endpoint.node)
+        if node is None or not node.addresses:
+            continue
+        flags = PeerFlags.LOCAL if node.name == local else PeerFlags(0)
+        peer = Peer(endpoint.identity, flags, node.addresses[0])
+        rows.update((address, peer) for address in endpoint.addresses)
+    for node in nodes.values():
+        rows.update(_node_rows(local, node))
+    return rows
+
+
+def plan_cidrs(
+    configured: Iterable[Network], nodes: Mapping[NodeName, Node]
+) -> dict[Network, CidrRow]:
+    """The configured cluster CIDRs and whatever the nodes say they own."""
+    of_nodes = (cidr for node in nodes.values() for cidr in node.pod_cidrs)
+    return {cidr: CidrRow() for cidr in (*configured, *of_nodes)}
+
+
+def _node_rows(local: NodeName, node: Node) -> Iterable[tuple[Address, Peer]]:
+    if not node.addresses:
+        return
+    is_local = node.name == local
+    identity = IDENTITY_HOST if is_local else IDENTITY_REMOTE_NODE
+    flags = PeerFlags.NODE | (PeerFlags.LOCAL if is_local else PeerFlags(0))
+    peer = Peer(identity, flags, node.addresses[0])
+    for address in (*node.addresses, *map(gateway, node.pod_cidrs)):
+        yield address, peer
+
+
+def target(bpf: Object) -> MapTarget[Address, Peer]:
+    return MapTarget(
+        bpf.map("ipcache"),
+        bpf.btf.struct("addr"),
+        bpf.btf.struct("peer"),
+        lambda address: {"bytes": to_bytes(address)},
+        lambda _, row: {
+            "identity": row.identity,
+            "flags": int(row.flags),
+            "node": {"bytes": to_bytes(row.node)},
+        },
+        _from_fields,
+    )
+
+
+def cidr_target(bpf: Object) -> MapTarget[Network, CidrRow]:
+    return MapTarget(
+        bpf.map("cluster_cidrs"),
+        bpf.btf.struct("cidr"),
+        bpf.btf.struct("cidr_row"),
+        _cidr_key,
+        lambda _, row: {"flags": row.flags},
+        lambda key, row: (from_cidr(key["prefixlen"], key["addr"]["bytes"]), CidrRow(row["flags"])),
+    )
+
+
+def _from_fields(key: Fields, row: Fields) -> tuple[Address, Peer]:
+    node = from_bytes(row["node"]["bytes"])
+    peer = Peer(IdentityNumber(row["identity"]), PeerFlags(row["flags"]), node)
+    return from_bytes(key["bytes"]), peer
+
+
+def _cidr_key(network: Network) -> Fields:
+    prefixlen, raw = to_cidr(network)
+    return {"prefixlen": prefixlen, "addr": {"bytes": raw}}
