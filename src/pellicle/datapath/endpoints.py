@@ -10,11 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pellicle.kernel.bpf import Object
-
 from pellicle.datapath.address import from_bytes, to_bytes
 from pellicle.datapath.maps import Fields, MapTarget
 from pellicle.facts import Address, Endpoint, EndpointName, IdentityNumber, Link, NodeName
+from pellicle.kernel.bpf import Object
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import IntFlag
 
-from pellicle.kernel.bpf import Object
-
 from pellicle.datapath.address import from_bytes, from_cidr, gateway, to_bytes, to_cidr
 from pellicle.datapath.maps import Fields, MapTarget
 from pellicle.facts import (
@@ -26,6 +24,7 @@ from pellicle.facts import (
     Node,
     NodeName,
 )
+from pellicle.kernel.bpf import Object
 
 
 class PeerFlags(IntFlag):
