@@ -211,6 +211,11 @@ class Btf:
             number = record.target
         raise BtfError(f"type {number} is a typedef of itself")
 
+    def kind(self, number: int) -> Kind:
+        """What a value of type `number` is made of."""
+        self._record(number)
+        return self._kind(number)
+
     def _kind(self, number: int, depth: int = 0) -> Kind:
         number, typedef = self._bare(number)
         record = self.records[number]

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The BPF file system: where maps, programs and links live while no process holds them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from pellicle.kernel.bpf.libbpf import check, error_about, ffi, lib, libc, libc_ffi
+
+
+def ensure_bpffs(path: Path) -> None:
+    """Makes `path` a directory of a BPF file system, mounting one at it when it is none."""
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if is_bpffs(path):
+        return
+    if libc.mount(b"bpf", str(path).encode(), b"bpf", 0, b"mode=0700"):
+        raise error_about(libc_ffi.errno, f"mounting a BPF file system at {path}")
+
+
+def is_bpffs(path: Path) -> bool:
+    """Whether `path` lies in a BPF file system."""
+    number = path.stat().st_dev
+    device = os.major(number), os.minor(number)
+    with open("/proc/self/mountinfo", encoding="utf-8") as mounts:  # noqa: PTH123
+        for line in mounts:
+            before, _, after = line.partition(" - ")
+            major, minor = before.split()[2].split(":")
+            if after.startswith("bpf ") and (int(major), int(minor)) == device:
+                return True
+    return False
+
+
+def pin(fd: int, path: Path) -> None:
+    """Gives what `fd` refers to a name, atomically; an older pin of that name is replaced."""
+    fresh = path.with_name(f"{path.name}-new")
+    fresh.unlink(missing_ok=True)
+    check(lib.bpf_obj_pin(fd, str(fresh).encode()), f"pinning {path}")
+    fresh.rename(path)
+
+
+def open_pinned(path: Path) -> int:
+    """A new descriptor of what is pinned; FileNotFoundError when nothing is."""
+    return check(lib.bpf_obj_get(str(path).encode()), f"opening {path}")
+
+
+def info(fd: int, kind: str) -> object:
+    """The kernel's `struct bpf_<kind>_info` about `fd`."""
+    row = ffi.new(f"struct bpf_{kind}_info *")
+    size = ffi.new("__u32 *", ffi.sizeof(row[0]))
+    check(lib.bpf_obj_get_info_by_fd(fd, row, size), f"asking about a {kind}")
+    return row
