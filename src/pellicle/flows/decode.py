@@ -1,0 +1,243 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From the ring buffer's bytes to frozen events.
+
+    struct event ┬ EVENT_FLOW          → FlowEvent     key, counters, SA
+                 ├ EVENT_SA_CONFIRMED  → SaConfirmed   first authenticated packet of an inbound SA
+                 ├ EVENT_PROBE         → ProbeSeen     a peer's ESP dummy packet
+                 └ EVENT_PMTU          → PathMtu       an ICMP error about our ESP
+
+Layouts and numbers come from the object's BTF. Many records are decoded in one pass. The rows
+of the map `flows` hold the same counters and make the same FlowEvents: that is how a new agent
+knows the flows of the one before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Final, TypeVar
+
+import msgspec
+
+from pellicle.datapath.address import from_bytes
+from pellicle.facts import Address, Epoch, IdentityNumber, PairId, Rejected, Spi
+from pellicle.flows import reasons
+from pellicle.flows.reasons import Reason
+from pellicle.wire.btf import Btf
+from pellicle.wire.layout import Field, Layout
+
+T = TypeVar("T")
+
+_address = lru_cache(maxsize=65536)(from_bytes)
+
+_KEY: Final = "flow_key"
+_ROW: Final = "flow_row"
+_NEEDED: Final = frozenset({
+    "kind", "number", "pair", "probe", "key.source.bytes", "key.destination.bytes",
+    "key.source_port", "key.destination_port", "key.protocol", "key.hook", "key.reason",
+    "row.packets", "row.bytes", "row.first", "row.last", "row.pair", "row.source_identity",
+    "row.destination_identity", "row.spi", "row.epoch",
+})  # fmt: skip
+
+
+class FlowEvent(msgspec.Struct, frozen=True, gc=False):
+    """A flow as the datapath has counted it so far; times are boot time in nanoseconds."""
+
+    key: bytes
+    """`struct flow_key` as it is: names the flow."""
+    source: Address
+    destination: Address
+    source_port: int
+    """ICMP: type and code."""
+    destination_port: int
+    """ICMP: identifier."""
+    protocol: int
+    hook: str
+    reason: Reason
+    packets: int
+    """Since `first`."""
+    octets: int
+    first: int
+    last: int
+    pair: PairId
+    source_identity: IdentityNumber
+    destination_identity: IdentityNumber
+    spi: Spi
+    epoch: Epoch
+    """The sender's."""
+
+
+class SaConfirmed(msgspec.Struct, frozen=True):
+    """The first packet authenticated on an inbound SA: the peer has this pair's keys."""
+
+    pair: PairId
+    number: int
+
+
+class ProbeSeen(msgspec.Struct, frozen=True):
+    """A peer's dummy packet arrived. `kind`: "ask" or "answer"."""
+
+    pair: PairId
+    number: int
+    kind: str
+
+
+class PathMtu(msgspec.Struct, frozen=True):
+    """A router between the nodes has refused ESP longer than `mtu`."""
+
+    source: Address
+    destination: Address
+    mtu: int
+
+
+Event = FlowEvent | SaConfirmed | ProbeSeen | PathMtu
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """The events, in their order, and what could not be read."""
+
+    events: Sequence[Event]
+    rejected: Sequence[Rejected]
+
+
+@dataclass(frozen=True, slots=True)
+class Decoder:
+    """Knows one object's layouts and numbers."""
+
+    event: Layout
+    key: Layout
+    row: Layout
+    key_at: int
+    """Where the flow's key lies in an event."""
+    reasons: Mapping[int, Reason]
+    hooks: Mapping[int, str]
+    kinds: Mapping[int, str]
+    probes: Mapping[int, str]
+
+    @staticmethod
+    def of(btf: Btf) -> Decoder:
+        """ValueError when the object's events are not those that this version reads."""
+        event = btf.struct("event")
+        flat = Layout(event.name, event.size, tuple(_flat(event)))
+        missing = _NEEDED - flat.by_name.keys()
+        if missing:
+            raise ValueError(f"struct event has no {', '.join(sorted(missing))}")
+        key, row = btf.struct(_KEY), btf.struct(_ROW)
+        return Decoder(
+            flat,
+            Layout(key.name, key.size, tuple(_flat(key, "key."))),
+            Layout(row.name, row.size, tuple(_flat(row, "row."))),
+            event.by_name["key"].offset,
+            reasons.read(btf),
+            _words(btf, "hook", "HOOK_"),
+            _words(btf, "event_kind", "EVENT_"),
+            _words(btf, "probe_kind", "PROBE_"),
+        )
+
+    def events(self, records: Sequence[bytes]) -> Decoded:
+        """Records of the ring buffer, oldest first."""
+        size, at, key_size = self.event.size, self.key_at, self.key.size
+        whole = [record for record in records if len(record) == size]
+        rejected = [
+            Rejected("events", "struct event", f"a record of {len(record)} bytes, not {size}")
+            for record in records
+            if len(record) != size
+        ]
+        fields = self.event.unpack_many(b"".join(whole))
+        rows = (
+            (record[at : at + key_size], row) for record, row in zip(whole, fields, strict=True)
+        )
+        return _decoded(rows, rejected, self._event)
+
+    def flows(self, items: Iterable[tuple[bytes, bytes]]) -> Decoded:
+        """Keys and rows of the map `flows`; the flow seen last comes last."""
+        whole, rejected = [], []
+        for key, row in items:
+            if (len(key), len(row)) == (self.key.size, self.row.size):
+                whole.append((key, row))
+                continue
+            why = f"{len(key)} and {len(row)} bytes, not {self.key.size} and {self.row.size}"
+            rejected.append(Rejected("flows", "struct flow_key, flow_row", why))
+        keys = self.key.unpack_many(b"".join(key for key, _ in whole))
+        rows = self.row.unpack_many(b"".join(row for _, row in whole))
+        fields = ((raw, key | row) for (raw, _), key, row in zip(whole, keys, rows, strict=True))
+        ordered = sorted(fields, key=lambda pair: pair[1]["row.last"])
+        return _decoded(ordered, rejected, self._flow)
+
+    def _event(self, key: bytes, row: dict[str, Any]) -> Event:
+        match _known(self.kinds, "kind", row["kind"]):
+            case "flow":
+                return self._flow(key, row)
+            case "sa_confirmed":
+                return SaConfirmed(row["pair"], row["number"])
+            case "probe":
+                kind = _known(self.probes, "probe", row["probe"])
+                return ProbeSeen(row["pair"], row["number"], kind)
+            case "pmtu":
+                source, destination = row["key.source.bytes"], row["key.destination.bytes"]
+                return PathMtu(_address(source), _address(destination), row["number"])
+            case kind:
+                raise LookupError(f"{kind} is an event that this version does not know")
+
+    def _flow(self, key: bytes, row: dict[str, Any]) -> FlowEvent:
+        return FlowEvent(
+            key,
+            _address(row["key.source.bytes"]),
+            _address(row["key.destination.bytes"]),
+            row["key.source_port"],
+            row["key.destination_port"],
+            row["key.protocol"],
+            _known(self.hooks, "hook", row["key.hook"]),
+            _known(self.reasons, "reason", row["key.reason"]),
+            row["row.packets"],
+            row["row.bytes"],
+            row["row.first"],
+            row["row.last"],
+            row["row.pair"],
+            row["row.source_identity"],
+            row["row.destination_identity"],
+            row["row.spi"],
+            row["row.epoch"],
+        )
+
+
+def _decoded(
+    rows: Iterable[tuple[bytes, dict[str, Any]]],
+    rejected: list[Rejected],
+    event: Callable[[bytes, dict[str, Any]], Event],
+) -> Decoded:
+    events: list[Event] = []
+    for key, row in rows:
+        try:
+            events.append(event(key, row))
+        except LookupError as error:
+            rejected.append(Rejected("events", "struct event", str(error)))
+    return Decoded(events, rejected)
+
+
+def _known(table: Mapping[int, T], what: str, number: int) -> T:
+    if number not in table:
+        raise LookupError(f"{what} {number} is not one that this version knows")
+    return table[number]
+
+
+def _words(btf: Btf, enum: str, prefix: str) -> Mapping[int, str]:
+    """The numbers of an enum, each with its name in lower case and without the prefix."""
+    return {number: name.removeprefix(prefix).lower() for name, number in btf.enum(enum).items()}
+
+
+def _flat(layout: Layout, prefix: str = "", start: int = 0) -> Iterator[Field]:
+    """The fields of a struct and of the structs in it, as one list with dotted names.
+
+    Rows are decoded by one pass of the struct module, without a dict for each struct inside.
+    """
+    for field in layout.fields:
+        if field.is_alternative:
+            continue
+        name, at = prefix + field.name, start + field.offset
+        if isinstance(field.kind, Layout):
+            yield from _flat(field.kind, f"{name}.", at)
+        else:
+            yield Field(name, at, field.kind)
