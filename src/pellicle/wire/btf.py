@@ -22,65 +22,16 @@ from functools import cached_property
 from types import MappingProxyType
 
 from pellicle.wire import elf
+from pellicle.wire.btf_records import BtfError, Is, Record, records, split, string_at
 from pellicle.wire.layout import Array, Bits, Field, Integer, Kind, Layout, Raw
 
-_HEADER = struct.Struct("<HBBIIIII")
-_RECORD = struct.Struct("<III")
-_MAGIC = 0xEB9F
+__all__ = ["Btf", "BtfError", "MapSpec", "Variable"]
+
 _LARGEST = 1 << 28
 """No struct, union or array of a BPF object is larger; guards against absurd sizes."""
 _DEEPEST = 64
-_NETWORK_ORDER = frozenset({"__be16", "__be32", "__be64"})
-
-
-class BtfError(ValueError):
-    """The object's BTF is malformed, or lacks what was asked for."""
-
-
-class Is(IntEnum):
-    """The kinds of type records."""
-
-    VOID = 0
-    INT = 1
-    POINTER = 2
-    ARRAY = 3
-    STRUCT = 4
-    UNION = 5
-    ENUM = 6
-    FORWARD = 7
-    TYPEDEF = 8
-    VOLATILE = 9
-    CONST = 10
-    RESTRICT = 11
-    FUNCTION = 12
-    PROTOTYPE = 13
-    VARIABLE = 14
-    SECTION = 15
-    FLOAT = 16
-    DECLARATION_TAG = 17
-    TYPE_TAG = 18
-    ENUM64 = 19
-
-
 _WRAPPERS = frozenset({Is.TYPEDEF, Is.VOLATILE, Is.CONST, Is.RESTRICT, Is.TYPE_TAG})
-_TAIL = {Is.INT: 4, Is.ARRAY: 12, Is.VARIABLE: 4, Is.DECLARATION_TAG: 4}
-"""Bytes after a record of this kind."""
-_EACH = {
-    Is.STRUCT: 12, Is.UNION: 12, Is.ENUM: 8, Is.PROTOTYPE: 8, Is.SECTION: 12, Is.ENUM64: 12,
-}  # fmt: skip
-"""Bytes after a record for each of its members."""
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """One type: `target` is a size or another type's number, as its kind has it."""
-
-    kind: Is
-    name: str
-    target: int
-    flag: bool
-    members: int
-    tail: bytes
+_NETWORK_ORDER = frozenset({"__be16", "__be32", "__be64"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +55,7 @@ class MapSpec:
     value: Kind | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Btf:
     """The types of one object."""
 
@@ -128,8 +79,8 @@ class Btf:
     @staticmethod
     def from_section(data: bytes, places: Mapping[str, int] = MappingProxyType({})) -> Btf:
         """Reads bare BTF, such as /sys/kernel/btf/vmlinux."""
-        types, strings = _split(data)
-        return Btf(tuple(_records(types, strings)), strings, places)
+        types, strings = split(data)
+        return Btf(tuple(records(types, strings)), strings, places)
 
     def struct(self, name: str) -> Layout:
         """The layout of `struct name` (or `union name`)."""
@@ -333,7 +284,8 @@ class Btf:
             for name_at, kind, _place in struct.iter_unpack("<III", record.tail)
         }
         numbers = {
-            each: self._array_length(members.get(each)) for each in ("type", "max_entries", "map_flags")
+            each: self._array_length(members.get(each))
+            for each in ("type", "max_entries", "map_flags")
         }
         types = {each: self._kind(members[each]) for each in ("key", "value") if each in members}
         return MapSpec(
@@ -358,50 +310,7 @@ class Btf:
         return int(struct.unpack("<III", record.tail)[2])
 
     def _string(self, offset: int) -> str:
-        return _string(self.strings, offset)
-
-
-def _string(strings: bytes, offset: int) -> str:
-    try:
-        return elf.text_at(strings, offset)
-    except elf.ElfError as error:
-        raise BtfError(str(error)) from None
-
-
-def _split(data: bytes) -> tuple[bytes, bytes]:
-    """The type and the string part of a .BTF section."""
-    if len(data) < _HEADER.size:
-        raise BtfError("the .BTF section ends within its header")
-    magic, version, _flags, start, type_at, type_size, string_at, string_size = _HEADER.unpack_from(
-        data
-    )
-    if magic != _MAGIC or version != 1:
-        raise BtfError(f"BTF magic {magic:#x} version {version}: not little-endian BTF 1")
-    types = data[start + type_at : start + type_at + type_size]
-    strings = data[start + string_at : start + string_at + string_size]
-    if len(types) != type_size or len(strings) != string_size:
-        raise BtfError("the .BTF section is shorter than its header says")
-    return types, strings
-
-
-def _records(types: bytes, strings: bytes) -> Iterator[Record]:
-    yield Record(Is.VOID, "void", 0, flag=False, members=0, tail=b"")
-    at, number = 0, 0
-    while at < len(types):
-        number += 1
-        if at + _RECORD.size > len(types):
-            raise BtfError(f"type {number} is cut off")
-        name_at, info, target = _RECORD.unpack_from(types, at)
-        at += _RECORD.size
-        code, members = info >> 24 & 0x1F, info & 0xFFFF
-        if not 0 < code <= Is.ENUM64:
-            raise BtfError(f"type {number} is of unknown kind {code}")
-        kind = Is(code)
-        end = at + _TAIL.get(kind, 0) + _EACH.get(kind, 0) * members
-        if end > len(types):
-            raise BtfError(f"type {number} ({kind.name.lower()}) is cut off")
-        yield Record(kind, _string(strings, name_at), target, info >> 31 == 1, members, types[at:end])
-        at = end
+        return string_at(self.strings, offset)
 
 
 def _integer(record: Record, typedef: str) -> Integer:

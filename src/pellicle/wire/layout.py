@@ -56,7 +56,9 @@ class Integer:
         return letter if self.is_signed else letter.upper()
 
     def read(self, raw: bytes) -> int:
-        value = int.from_bytes(raw, "big" if self.is_big_endian else "little", signed=self.is_signed)
+        value = int.from_bytes(
+            raw, "big" if self.is_big_endian else "little", signed=self.is_signed
+        )
         return bool(value) if self.is_bool else value
 
     def write(self, value: Any) -> bytes:
@@ -219,9 +221,12 @@ class _Reader:
         shown = [each for each in layout.fields if not each.is_alternative]
         self.bits = [each for each in shown if isinstance(each.kind, Bits)]
         plain = sorted(
-            (each for each in shown if not isinstance(each.kind, Bits)), key=lambda each: each.offset
+            (each for each in shown if not isinstance(each.kind, Bits)),
+            key=lambda each: each.offset,
         )
-        network = [each for each in plain if isinstance(each.kind, Integer) and _is_network(each.kind)]
+        network = [
+            each for each in plain if isinstance(each.kind, Integer) and _is_network(each.kind)
+        ]
         native = [each for each in plain if each not in network]
         self.size = layout.size
         self.native = struct.Struct("<" + _format(native, layout.size))
@@ -230,10 +235,7 @@ class _Reader:
         self.names = tuple(each.name for each in plain)
         wanted = [order.index(each) for each in plain]
         self.sort = itemgetter(*wanted) if network and len(wanted) > 1 else None
-        self.kinds = [
-            (each.name, each.kind) for each in plain if _code(each.kind).endswith("s") and not
-            isinstance(each.kind, Raw) or isinstance(each.kind, Integer) and each.kind.is_bool
-        ]  # fmt: skip
+        self.kinds = [(each.name, each.kind) for each in plain if not _is_plain(each.kind)]
 
     def rows(self, buffer: bytes | bytearray | memoryview) -> Iterator[dict[str, Any]]:
         names, kinds, sort = self.names, self.kinds, self.sort
@@ -254,6 +256,13 @@ class _Reader:
         for each in self.bits:
             at = start + each.offset
             answer[each.name] = each.kind.read(bytes(buffer[at : at + each.kind.size]))
+
+
+def _is_plain(kind: Kind) -> bool:
+    """Whether the struct module alone makes its value."""
+    return isinstance(kind, Raw) or (
+        isinstance(kind, Integer) and bool(kind.code) and not kind.is_bool
+    )
 
 
 def _is_network(kind: Integer) -> bool:

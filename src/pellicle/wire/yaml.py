@@ -43,7 +43,9 @@ def documents(text: str) -> Iterator[Tree]:
 
 def _value(loader: Any, event: Any, depth: int) -> Tree:
     if isinstance(event, yaml.AliasEvent) or event.anchor is not None:
-        raise YamlError(f"{_line(event)}: anchors and aliases (& and *) are not allowed: repeat the value")
+        raise YamlError(
+            f"{_line(event)}: anchors and aliases (& and *) are not allowed: repeat the value"
+        )
     if event.tag is not None:
         raise YamlError(f"{_line(event)}: tags ({event.tag}) are not allowed: leave the tag away")
     if depth > MAX_DEPTH:
@@ -87,7 +89,7 @@ def _cause(error: Exception, text: str) -> str:
     lines = text.splitlines()
     at = error.problem_mark.line
     context = f" {error.context}" if error.context else ""
-    if at < len(lines) and lines[at].startswith("\t") or "'\\t'" in str(error.problem):
+    if (at < len(lines) and lines[at].startswith("\t")) or "'\\t'" in str(error.problem):
         return f"line {at + 1}: a tab in the indentation; YAML allows only spaces there"
     if at >= len(lines):
         return f"ends in the middle{context}: cut off, or a quote or bracket is left open"

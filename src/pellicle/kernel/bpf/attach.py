@@ -19,15 +19,16 @@ from typing import Any, Literal
 from pellicle.kernel.bpf import bpffs
 from pellicle.kernel.bpf.libbpf import NO_SUCH_OPERATION, check, ffi, lib
 from pellicle.kernel.bpf.programs import Program
+from pellicle.kernel.netlink import Netlink
+from pellicle.wire import tc
 
 Direction = Literal["ingress", "egress"]
 Mode = Literal["tcx", "clsact"]
 
 _TCX = {"ingress": 46, "egress": 47}  # enum bpf_attach_type
-_CLSACT_PARENT = {"ingress": 0xFFFFFFF2, "egress": 0xFFFFFFF3}  # TC_H_CLSACT | TC_H_MIN_…
-_CLSACT_QDISC = 0xFFFF0000
 _HANDLE = 0x70  # of our filter, so that it can be found and replaced
-_ETH_P_ALL = 3
+_ABSENT = frozenset({errno.ENOENT, errno.EINVAL, errno.ENODEV})
+"""What the kernel says of a filter that is not there, or whose clsact or device is not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,53 +134,36 @@ def _link_row(link: int) -> tuple[int, int, int]:
 
 
 def _replace_filter(ifindex: int, program: Program, direction: Direction, prio: int) -> None:
-    from pyroute2 import IPRoute, NetlinkError  # noqa: PLC0415  0.3 s that tcx need not pay
-
-    with IPRoute() as route:
-        try:
-            route.tc("add", "clsact", ifindex, handle=_CLSACT_QDISC, parent=0xFFFFFFF1)
-        except NetlinkError as error:
-            if error.code != errno.EEXIST:
-                raise OSError(error.code, f"clsact on device {ifindex}: {error}") from error
-        try:
-            route.tc(
-                "replace-filter", "bpf", ifindex, _HANDLE,
-                parent=_CLSACT_PARENT[direction], prio=prio, protocol=_ETH_P_ALL,
-                fd=program.fd, name=program.name, direct_action=True,
-            )  # fmt: skip
-        except NetlinkError as error:
-            raise OSError(error.code, f"filter {program.name} on {ifindex}: {error}") from error
+    place = tc.Filter(ifindex, direction, prio, _HANDLE)
+    with Netlink() as netlink:
+        (error,) = netlink.batch([tc.add_clsact(ifindex)])
+        if error is not None and error.errno != errno.EEXIST:
+            raise error
+        netlink.ask(tc.put_filter(place, program.fd, program.name))
 
 
 def _remove_filter(ifindex: int, direction: Direction, prio: int) -> None:
     if _filter_program(ifindex, direction, prio) is None:
         return
-    from pyroute2 import IPRoute, NetlinkError  # noqa: PLC0415
-
-    with IPRoute() as route:
-        try:
-            route.tc(
-                "del-filter", "bpf", ifindex, _HANDLE,
-                parent=_CLSACT_PARENT[direction], prio=prio, protocol=_ETH_P_ALL,
-            )  # fmt: skip
-        except NetlinkError as error:
-            if error.code not in (errno.ENOENT, errno.EINVAL, errno.ENODEV):
-                raise OSError(error.code, f"filter on device {ifindex}: {error}") from error
+    with Netlink() as netlink:
+        (error,) = netlink.batch([tc.remove_filter(tc.Filter(ifindex, direction, prio, _HANDLE))])
+    if error is not None and error.errno not in _ABSENT:
+        raise error
 
 
 def _filter_program(ifindex: int, direction: Direction, prio: int) -> int | None:
     """The program of our filter on a device."""
-    from pyroute2 import IPRoute, NetlinkError  # noqa: PLC0415
-
-    with IPRoute() as route:
+    with Netlink() as netlink:
         try:
-            rows = list(route.get_filters(index=ifindex, parent=_CLSACT_PARENT[direction]))
-        except NetlinkError as error:
-            if error.code in (errno.ENOENT, errno.EINVAL, errno.ENODEV):
+            rows = [
+                tc.read_filter(row) for row in netlink.dump(tc.dump_filters(ifindex, direction))
+            ]
+        except OSError as error:
+            if error.errno in _ABSENT:
                 return None
-            raise OSError(error.code, f"filters of device {ifindex}: {error}") from error
+            raise
+    ours = (direction, prio, _HANDLE)
     for row in rows:
-        options = row.get("options")
-        if row["handle"] == _HANDLE and row["info"] >> 16 == prio and options is not None:
-            return int(options.get("id") or 0)
+        if row and (row.direction, row.priority, row.handle) == ours:
+            return row.program_id
     return None

@@ -6,16 +6,22 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from pellicle.kernel.bpf.libbpf import check, error_about, ffi, lib, libc, libc_ffi
+from pellicle.kernel import libc
+from pellicle.kernel.bpf.libbpf import check, ffi, lib
+
+_USUAL = Path("/sys/fs/bpf")
 
 
 def ensure_bpffs(path: Path) -> None:
-    """Makes `path` a directory of a BPF file system, mounting one at it when it is none."""
+    """Makes `path` a directory of a BPF file system, mounting one where none is.
+
+    Below /sys/fs/bpf that is where the kernel wants it, elsewhere at `path` itself.
+    """
+    if path.is_relative_to(_USUAL) and not is_bpffs(_USUAL):
+        libc.mount("bpf", _USUAL, "bpf", 0, "mode=0700")
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if is_bpffs(path):
-        return
-    if libc.mount(b"bpf", str(path).encode(), b"bpf", 0, b"mode=0700"):
-        raise error_about(libc_ffi.errno, f"mounting a BPF file system at {path}")
+    if not is_bpffs(path):
+        libc.mount("bpf", path, "bpf", 0, "mode=0700")
 
 
 def is_bpffs(path: Path) -> bool:

@@ -16,9 +16,9 @@ from typing import Any
 
 import cffi
 
-from pellicle.kernel import Unsupported
+from pellicle.kernel import Unsupported, libc
 
-ffi = cffi.FFI()
+ffi: Any = cffi.FFI()
 ffi.cdef("""
 typedef uint8_t __u8; typedef uint32_t __u32; typedef uint64_t __u64; typedef int32_t __s32;
 
@@ -114,14 +114,6 @@ void ring_buffer__free(struct ring_buffer *ring);
 int ring_buffer__consume(struct ring_buffer *ring);
 int ring_buffer__epoll_fd(const struct ring_buffer *ring);
 """)
-libc_ffi = cffi.FFI()
-libc_ffi.cdef("""
-int vasprintf(char **text, const char *format, void *arguments);
-void free(void *memory);
-int mount(const char *source, const char *target, const char *type, unsigned long flags,
-          const void *data);
-""")
-libc: Any = libc_ffi.dlopen(None)
 
 try:
     lib: Any = ffi.dlopen("libbpf.so.1")
@@ -132,21 +124,22 @@ _DEBUG = 2
 _printed = threading.local()
 
 
-@ffi.callback("print_fn")
-def _print(level: int, template: Any, arguments: Any) -> int:
+def _on_print(level: int, template: Any, arguments: Any) -> int:
     """Collects one line of libbpf's for the thread that is in `said`; others fall silent."""
     lines = getattr(_printed, "lines", None)
     if lines is None or level >= _DEBUG:
         return 0
-    text = libc_ffi.new("char **")
-    pointer = libc_ffi.cast("void *", int(ffi.cast("uintptr_t", arguments)))
-    form = libc_ffi.cast("char *", int(ffi.cast("uintptr_t", template)))
-    if libc.vasprintf(text, form, pointer) >= 0:
-        lines.append(libc_ffi.string(text[0]).decode("utf-8", "replace"))
-        libc.free(text[0])
+    text = libc.ffi.new("char **")
+    pointers = [
+        libc.ffi.cast("void *", int(ffi.cast("uintptr_t", each))) for each in (template, arguments)
+    ]
+    if libc.lib.vasprintf(text, *pointers) >= 0:
+        lines.append(libc.ffi.string(text[0]).decode("utf-8", "replace"))
+        libc.lib.free(text[0])
     return 0
 
 
+_print = ffi.callback("print_fn", _on_print)
 lib.libbpf_set_print(_print)
 
 

@@ -124,7 +124,10 @@ class Map:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
     ) -> None:
         self.close()
 
@@ -267,9 +270,7 @@ class Map:
                 return found
             here = ffi.from_buffer(bytes(after))
 
-    def _update_chunk(
-        self, rows: Sequence[tuple[bytes, bytes]], flags: Update
-    ) -> tuple[int, int]:
+    def _update_chunk(self, rows: Sequence[tuple[bytes, bytes]], flags: Update) -> tuple[int, int]:
         count = ffi.new("__u32 *", len(rows))
         keys, values = b"".join(key for key, _ in rows), b"".join(value for _, value in rows)
         answer = lib.bpf_map_update_batch(
@@ -306,7 +307,9 @@ class Map:
 
     def _value(self, value: bytes) -> Any:
         if len(value) != self._stride:
-            raise ValueError(f"a value of map {self.name} has {self._stride} bytes, not {len(value)}")
+            raise ValueError(
+                f"a value of map {self.name} has {self._stride} bytes, not {len(value)}"
+            )
         return ffi.from_buffer(value)
 
     def _check(self, answer: int, doing: str) -> None:
@@ -321,7 +324,9 @@ class Map:
 
 def summed(values: Iterable[bytes]) -> tuple[int, ...]:
     """The sums of the 64-bit words of several values, word by word."""
-    return tuple(map(sum, zip(*(struct.unpack(f"={len(v) // 8}Q", v) for v in values), strict=True)))
+    return tuple(
+        map(sum, zip(*(struct.unpack(f"={len(v) // 8}Q", v) for v in values), strict=True))
+    )
 
 
 def _options(*, lock: bool) -> Any:

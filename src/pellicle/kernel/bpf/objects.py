@@ -14,7 +14,6 @@ from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
-from pellicle.kernel.bpf import bpffs
 from pellicle.kernel.bpf.libbpf import check, check_pointer, ffi, lib, said
 from pellicle.kernel.bpf.maps import Map
 from pellicle.kernel.bpf.programs import Program
@@ -86,7 +85,10 @@ class Object:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
     ) -> None:
         self.close()
 

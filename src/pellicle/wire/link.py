@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Devices and their addresses: rtnetlink requests for what Pellicle does to them, and dumps.
+
+struct ifinfomsg  family, 0, type: 16, index: 32, flags: 32, change mask: 32
+struct ifaddrmsg  family, prefix length, flags, scope, index: 32
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
+
+from pellicle.wire.nlmsg import (
+    CREATE,
+    DUMP,
+    EXCLUSIVE,
+    REPLACE,
+    Malformed,
+    Reply,
+    Request,
+    attribute,
+    attributes,
+    nested,
+    read_text,
+    read_u32,
+    text,
+    u8,
+    u32,
+)
+
+Interface = IPv4Interface | IPv6Interface
+
+RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
+RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
+
+_LINK = struct.Struct("=BxHiII")
+_ADDRESS = struct.Struct("=BBBBI")
+_AF_INET, _AF_INET6 = 2, 10
+_IFF_UP, _IFF_NOARP, _IFF_LOWER_UP = 0x1, 0x80, 0x10000
+_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_MASTER = 1, 3, 4, 5, 10
+_IFLA_LINKINFO, _IFLA_AF_SPEC, _IFLA_NET_NS_FD = 18, 26, 28
+_IFLA_INFO_KIND, _IFLA_INFO_DATA, _VETH_INFO_PEER = 1, 2, 1
+_IFLA_INET6_ADDR_GEN_MODE, _ADDR_GEN_NONE = 8, 1
+_IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS = 1, 2, 8
+_IFA_F_NODAD, _IFA_F_NOPREFIXROUTE = 0x02, 0x200
+
+
+@dataclass(frozen=True, slots=True)
+class LinkInfo:
+    """A device as the kernel shows it."""
+
+    index: int
+    name: str
+    mac: str
+    """Empty for a device without one."""
+    mtu: int
+    kind: str
+    """veth, bridge, vxlan…; empty for hardware and loopback."""
+    is_up: bool
+    """By order of the operator; `has_carrier` says whether the other side is there."""
+    has_carrier: bool
+    is_noarp: bool = False
+    peer: int = 0
+    """For a veth: the ifindex of its other end, in that end's namespace."""
+    master: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class LinkAddress:
+    """An address on a device."""
+
+    index: int
+    interface: Interface
+    """The address with its prefix length."""
+
+
+@dataclass(frozen=True, slots=True)
+class VethEnd:
+    """One end of a veth pair to be made."""
+
+    name: str
+    mac: str | None = None
+    mtu: int | None = None
+    netns_fd: int | None = None
+    """Where the end shall live; None: where the request is sent."""
+
+
+def add_veth(end: VethEnd, peer: VethEnd) -> Request:
+    """Makes a veth pair."""
+    # The peer's own ifinfomsg stands before its attributes, inside the nested one.
+    inner = nested(_VETH_INFO_PEER, _LINK.pack(0, 0, 0, 0, 0), *_veth_end(peer))
+    info = nested(_IFLA_LINKINFO, text(_IFLA_INFO_KIND, "veth"), nested(_IFLA_INFO_DATA, inner))
+    body = _LINK.pack(0, 0, 0, 0, 0) + b"".join(_veth_end(end)) + info
+    return Request(RTM_NEWLINK, CREATE | EXCLUSIVE, body)
+
+
+def change_link(
+    index: int,
+    *,
+    is_up: bool | None = None,
+    mtu: int | None = None,
+    mac: str | None = None,
+    is_noarp: bool | None = None,
+    has_link_local: bool | None = None,
+    netns_fd: int | None = None,
+    name: str | None = None,
+) -> Request:
+    """Changes what is given. `has_link_local` False: IPv6 makes no address of its own."""
+    flags = mask = 0
+    for wanted, flag in ((is_up, _IFF_UP), (is_noarp, _IFF_NOARP)):
+        if wanted is not None:
+            mask |= flag
+            flags |= flag if wanted else 0
+    parts = [_LINK.pack(0, 0, index, flags, mask)]
+    if mtu is not None:
+        parts.append(u32(_IFLA_MTU, mtu))
+    if mac is not None:
+        parts.append(attribute(_IFLA_ADDRESS, _mac(mac)))
+    if name is not None:
+        parts.append(text(_IFLA_IFNAME, name))
+    if netns_fd is not None:
+        parts.append(u32(_IFLA_NET_NS_FD, netns_fd))
+    if has_link_local is not None:
+        mode = u8(_IFLA_INET6_ADDR_GEN_MODE, 0 if has_link_local else _ADDR_GEN_NONE)
+        parts.append(nested(_IFLA_AF_SPEC, nested(_AF_INET6, mode)))
+    return Request(RTM_NEWLINK, 0, b"".join(parts))
+
+
+def remove_link(index: int) -> Request:
+    """Removes a device; a veth takes its other end with it."""
+    return Request(RTM_DELLINK, 0, _LINK.pack(0, 0, index, 0, 0))
+
+
+def dump_links() -> Request:
+    return Request(RTM_GETLINK, DUMP, _LINK.pack(0, 0, 0, 0, 0))
+
+
+def read_link(reply: Reply) -> LinkInfo:
+    """A device of a dump or event."""
+    if len(reply.body) < _LINK.size:
+        raise Malformed(f"a link of {len(reply.body)} bytes")
+    _family, _type, index, flags, _change = _LINK.unpack_from(reply.body)
+    found = attributes(reply.body, _LINK.size)
+    info = attributes(found.get(_IFLA_LINKINFO, b""))
+    kind = read_text(info, _IFLA_INFO_KIND)
+    return LinkInfo(
+        index=index,
+        name=read_text(found, _IFLA_IFNAME),
+        mac=found.get(_IFLA_ADDRESS, b"").hex(":"),
+        mtu=read_u32(found, _IFLA_MTU),
+        kind=kind,
+        is_up=bool(flags & _IFF_UP),
+        has_carrier=bool(flags & _IFF_LOWER_UP),
+        is_noarp=bool(flags & _IFF_NOARP),
+        peer=read_u32(found, _IFLA_LINK) if kind == "veth" else 0,
+        master=read_u32(found, _IFLA_MASTER),
+    )
+
+
+def put_address(address: LinkAddress, *, has_prefix_route: bool = True) -> Request:
+    """Adds an address, usable at once: no duplicate address detection."""
+    flags = _IFA_F_NODAD | (0 if has_prefix_route else _IFA_F_NOPREFIXROUTE)
+    return Request(RTM_NEWADDR, CREATE | REPLACE, _address_body(address, flags))
+
+
+def remove_address(address: LinkAddress) -> Request:
+    return Request(RTM_DELADDR, 0, _address_body(address, 0))
+
+
+def dump_addresses() -> Request:
+    return Request(RTM_GETADDR, DUMP, _ADDRESS.pack(0, 0, 0, 0, 0))
+
+
+def read_address(reply: Reply) -> LinkAddress | None:
+    """An address of a dump or event; None in another family than IP."""
+    if len(reply.body) < _ADDRESS.size:
+        raise Malformed(f"an address row of {len(reply.body)} bytes")
+    family, bits, _flags, _scope, index = _ADDRESS.unpack_from(reply.body)
+    found = attributes(reply.body, _ADDRESS.size)
+    packed = found.get(_IFA_LOCAL) or found.get(_IFA_ADDRESS) or b""
+    if family not in (_AF_INET, _AF_INET6):
+        return None
+    size = 4 if family == _AF_INET else 16
+    if len(packed) != size or bits > size * 8:
+        raise Malformed(f"an address of {len(packed)} bytes and {bits} bits")
+    if size == 4:
+        return LinkAddress(index, IPv4Interface((IPv4Address(packed), bits)))
+    return LinkAddress(index, IPv6Interface((IPv6Address(packed), bits)))
+
+
+def _veth_end(end: VethEnd) -> list[bytes]:
+    parts = [text(_IFLA_IFNAME, end.name)]
+    if end.mac is not None:
+        parts.append(attribute(_IFLA_ADDRESS, _mac(end.mac)))
+    if end.mtu is not None:
+        parts.append(u32(_IFLA_MTU, end.mtu))
+    if end.netns_fd is not None:
+        parts.append(u32(_IFLA_NET_NS_FD, end.netns_fd))
+    return parts
+
+
+def _address_body(address: LinkAddress, flags: int) -> bytes:
+    interface = address.interface
+    family = _AF_INET if interface.version == 4 else _AF_INET6
+    scope = 253 if interface.version == 6 and interface.ip.is_link_local else 0
+    head = _ADDRESS.pack(family, interface.network.prefixlen, flags & 0xFF, scope, address.index)
+    packed = interface.ip.packed
+    parts = attribute(_IFA_LOCAL, packed) + attribute(_IFA_ADDRESS, packed)
+    return head + parts + (u32(_IFA_FLAGS, flags) if flags else b"")
+
+
+def _mac(words: str) -> bytes:
+    raw = bytes.fromhex(words.replace(":", ""))
+    if len(raw) != 6:
+        raise ValueError(f"{words!r} is not a MAC address")
+    return raw
