@@ -39,7 +39,7 @@ _ADDRESS = struct.Struct("=BBBBI")
 _AF_INET, _AF_INET6 = 2, 10
 _IFF_UP, _IFF_NOARP, _IFF_LOWER_UP = 0x1, 0x80, 0x10000
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_MASTER = 1, 3, 4, 5, 10
-_IFLA_LINKINFO, _IFLA_AF_SPEC, _IFLA_NET_NS_FD = 18, 26, 28
+_IFLA_LINKINFO, _IFLA_IFALIAS, _IFLA_AF_SPEC, _IFLA_NET_NS_FD = 18, 20, 26, 28
 _IFLA_INFO_KIND, _IFLA_INFO_DATA, _VETH_INFO_PEER = 1, 2, 1
 _IFLA_INET6_ADDR_GEN_MODE, _ADDR_GEN_NONE = 8, 1
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS = 1, 2, 8
@@ -64,6 +64,8 @@ class LinkInfo:
     peer: int = 0
     """For a veth: the ifindex of its other end, in that end's namespace."""
     master: int = 0
+    alias: str = ""
+    """A remark, for people and for whoever set it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +107,7 @@ def change_link(
     has_link_local: bool | None = None,
     netns_fd: int | None = None,
     name: str | None = None,
+    alias: str | None = None,
 ) -> Request:
     """Changes what is given. `has_link_local` False: IPv6 makes no address of its own."""
     flags = mask = 0
@@ -119,6 +122,8 @@ def change_link(
         parts.append(attribute(_IFLA_ADDRESS, _mac(mac)))
     if name is not None:
         parts.append(text(_IFLA_IFNAME, name))
+    if alias is not None:
+        parts.append(text(_IFLA_IFALIAS, alias))
     if netns_fd is not None:
         parts.append(u32(_IFLA_NET_NS_FD, netns_fd))
     if has_link_local is not None:
@@ -155,6 +160,7 @@ def read_link(reply: Reply) -> LinkInfo:
         is_noarp=bool(flags & _IFF_NOARP),
         peer=read_u32(found, _IFLA_LINK) if kind == "veth" else 0,
         master=read_u32(found, _IFLA_MASTER),
+        alias=read_text(found, _IFLA_IFALIAS),
     )
 
 
