@@ -37,6 +37,9 @@ static long (*const bpf_l3_csum_replace)(struct __sk_buff *skb, __u32 offset, __
 					 __u64 to, __u64 size) = (void *)10;
 static long (*const bpf_l4_csum_replace)(struct __sk_buff *skb, __u32 offset, __u64 from,
 					 __u64 to, __u64 flags) = (void *)11;
+static long (*const bpf_skb_vlan_push)(struct __sk_buff *skb, __be16 proto,
+					 __u16 tci) = (void *)18;
+static long (*const bpf_skb_vlan_pop)(struct __sk_buff *skb) = (void *)19;
 static long (*const bpf_redirect)(__u32 ifindex, __u64 flags) = (void *)23;
 static long (*const bpf_skb_load_bytes)(const void *skb, __u32 offset, void *to,
 					__u32 len) = (void *)26;

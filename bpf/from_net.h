@@ -1,0 +1,309 @@
+// SPDX-License-Identifier: (BSD-2-Clause OR GPL-2.0-only)
+/* From the wire: ESP for this node is authenticated, opened, checked against the node whose keys it
+ * bore, and handed to its pod; cleartext that claims to come from a pod is refused; the rest passes.
+ *
+ * An SA changes only by packets that authenticate: refused ones leave nothing but a count.
+ */
+#pragma once
+#include <linux/if_packet.h>
+
+#include "tunnel.h"
+#include "verdict.h"
+
+/* --- the SA ------------------------------------------------------------------------------------------- */
+
+static __always_inline void sa_event(struct scratch *s, __u32 kind, __u32 probe)
+{
+	struct event *event = event_reserve(kind);
+
+	if (!event)
+		return;
+	event->number = s->number;
+	event->pair = s->pair;
+	event->probe = probe;
+	bpf_ringbuf_submit(event, 0);
+}
+
+static __always_inline struct sa_in *sa_in_find(const struct packet *p, __be32 spi)
+{
+	struct sa_in_key key = { .source = p->source, .destination = p->destination, .spi = spi };
+
+	return bpf_map_lookup_elem(&sa_in, &key);
+}
+
+/* What an authentic and fresh packet changes. */
+static __always_inline int sa_in_accept(struct scratch *s, struct sa_in *sa, __u64 sequence)
+{
+	int reason = replay_accept(sa, sequence);
+
+	if (reason) {
+		__sync_fetch_and_add(&sa->replayed, 1);
+		return reason;
+	}
+	__sync_fetch_and_add(&sa->packets, 1);
+	if (!sa->first_seen &&
+	    __sync_bool_compare_and_swap(&sa->first_seen, 0, bpf_ktime_get_boot_ns()))
+		sa_event(s, EVENT_SA_CONFIRMED, 0);
+	return REASON_NONE;
+}
+
+/* --- opening ------------------------------------------------------------------------------------------ */
+
+/* The packet into scratch: ESP header, ciphertext and ICV. */
+static __always_inline int esp_load(struct __sk_buff *skb, struct scratch *s)
+{
+	struct packet *p = &s->packet;
+	__u32 len = p->len - (p->payload - p->start);
+
+	if (p->is_fragment)
+		return DROP_ESP_FRAGMENT;
+	if (len < ESP_HEAD + 4 + ESP_ICV || len & 3)
+		return DROP_ESP_MALFORMED;
+	len -= ESP_HEAD + ESP_ICV;
+	opaque(len);
+	if (len > CCP_MAX)
+		return DROP_TOO_BIG;
+	if (bpf_skb_load_bytes(skb, p->payload, esp_head(&s->ccp), ESP_HEAD) ||
+	    bpf_skb_load_bytes(skb, p->payload + ESP_HEAD, s->ccp.data, len + ESP_ICV))
+		return DROP_ESP_MALFORMED;
+	s->ccp.len = len;
+	return REASON_NONE;
+}
+
+static __always_inline int esp_authenticate(struct scratch *s, struct sa_in *sa)
+{
+	struct ccp *c = &s->ccp;
+	__u64 sequence;
+	__u32 len;
+	int reason;
+
+	if (sa->expires && bpf_ktime_get_boot_ns() >= sa->expires)
+		return DROP_SA_EXPIRED;
+	sequence = sequence_infer(sa->top, swap32(esp_head(c)->sequence));
+	reason = replay_check(sa, sequence);
+	if (reason) {
+		__sync_fetch_and_add(&sa->replayed, 1);
+		return reason;
+	}
+	esp_prepare(c, sa->key, sa->salt, sequence >> 32);
+	if (ccp_tag(c))
+		return DROP_ESP_MALFORMED;
+	len = c->len;
+	opaque(len);
+	if (len > CCP_MAX)
+		return DROP_ESP_MALFORMED;
+	if (!esp_is_authentic(c, len)) {
+		__sync_fetch_and_add(&sa->auth_failed, 1);
+		return DROP_AUTH_FAILED;
+	}
+	return sa_in_accept(s, sa, sequence);
+}
+
+static __always_inline int esp_probe(struct scratch *s, __u32 len)
+{
+	sa_event(s, EVENT_PROBE, len < sizeof(__be32) ? 0 : swap32(*(__be32 *)s->ccp.data));
+	return PROBE_RECEIVED;
+}
+
+/* --- delivery ------------------------------------------------------------------------------------------ */
+
+/* Where the opened packet goes: s->ifindex and the frame's addresses. */
+static __always_inline int deliver_find(struct scratch *s)
+{
+	const struct packet *p = &s->packet;
+	struct endpoint *endpoint = bpf_map_lookup_elem(&endpoints, &p->destination);
+	struct ethhdr *eth = (void *)&s->ccp.head[CCP_HEAD - ETH_HLEN];
+	struct peer *peer;
+
+	s->ifindex = 0;
+	if (endpoint) {
+		__builtin_memcpy(eth->h_dest, endpoint->pod_mac, ETH_ALEN);
+		__builtin_memcpy(eth->h_source, endpoint->host_mac, ETH_ALEN);
+		s->ifindex = endpoint->ifindex;
+		return REASON_NONE;
+	}
+	peer = peer_find(&p->destination);
+	if (!peer || !(peer->flags & PEER_LOCAL) || !(peer->flags & PEER_NODE))
+		return DROP_NO_ENDPOINT;
+	return REASON_NONE;
+}
+
+/* The inner source must be an address of the node whose keys the packet bore; then it crosses this
+ * node as through a router: the outer ECN is taken over, and on the way to a pod the TTL sinks.
+ */
+static __always_inline int deliver(struct __sk_buff *skb, struct scratch *s, __u8 outer_tos)
+{
+	struct packet *p = &s->packet;
+	struct peer *peer = peer_find(&p->source);
+	int tos, reason;
+
+	if (!peer || !addr_equal(&peer->node, &s->node))
+		return DROP_SPOOFED_SOURCE;
+	reason = deliver_find(s);
+	if (reason)
+		return reason;
+	tos = ecn_decapsulate(outer_tos, p->tos);
+	if (tos < 0)
+		return DROP_CONGESTED_ECN;
+	if (s->ifindex) {
+		if (p->ttl <= 1)
+			return DROP_TTL_EXCEEDED;
+		p->ttl--;
+		if (bpf_skb_store_bytes(skb, 0, &s->ccp.head[CCP_HEAD - ETH_HLEN], 2 * ETH_ALEN,
+					BPF_F_INVALIDATE_HASH))
+			return DROP_ESP_MALFORMED;
+	}
+	if (tunnel_rewrite(skb, &s->ccp, p->ethertype == swap16(ETH_P_IP), tos, p->ttl))
+		return DROP_ESP_MALFORMED;
+	return OPENED;
+}
+
+/* --- the three kinds of packets ------------------------------------------------------------------------- */
+
+static __always_inline int from_net_esp(struct __sk_buff *skb, struct scratch *s)
+{
+	struct packet *p = &s->packet;
+	__u8 outer_tos = p->tos;
+	struct sa_in *sa;
+	int reason, trailer, ethertype;
+	__u32 len;
+
+	reason = esp_load(skb, s);
+	if (reason)
+		return reason;
+	s->spi = esp_head(&s->ccp)->spi;
+	sa = sa_in_find(p, s->spi);
+	if (!sa)
+		return DROP_UNKNOWN_SPI;
+	s->pair = sa->pair;
+	s->epoch = sa->peer_epoch;
+	s->number = sa->number;
+	s->node = sa->node;
+	reason = esp_authenticate(s, sa);
+	if (reason)
+		return reason;
+	trailer = ccp_open(&s->ccp) ? -1 : esp_trailer(&s->ccp);
+	if (trailer < 0)
+		return DROP_ESP_MALFORMED;
+	len = trailer & 0xffff;
+	if (trailer >> 16 == ESP_DUMMY)
+		return esp_probe(s, len);
+	ethertype = esp_inner(&s->ccp, trailer >> 16, &len);
+	if (ethertype < 0)
+		return DROP_ESP_MALFORMED;
+	__sync_fetch_and_add(&sa->bytes, len);
+	if (tunnel_open(skb, &s->ccp, len, ethertype) || packet_parse(skb, p))
+		return DROP_ESP_MALFORMED;
+	return deliver(skb, s, outer_tos);
+}
+
+/* A router says that our ESP was too big for it.  Only a sign: the agent judges it. */
+static __always_inline void pmtu_event(struct scratch *s, __u32 mtu, const struct addr *source,
+				       const struct addr *destination)
+{
+	struct event *event;
+
+	if (!addr_is_self(source))
+		return;
+	event = event_reserve(EVENT_PMTU);
+	if (!event)
+		return;
+	event->number = mtu;
+	event->key.source = *source;
+	event->key.destination = *destination;
+	event->key.protocol = IPPROTO_ESP;
+	event->key.hook = HOOK_FROM_NET;
+	bpf_ringbuf_submit(event, 0);
+}
+
+struct icmp_error {
+	__u8 type;
+	__u8 code;
+	__be16 check;
+	union {
+		__be32 mtu; /* ICMPv6 packet too big, RFC 4443 §3.2 */
+		struct {
+			__be16 unused;
+			__be16 mtu4; /* fragmentation needed, RFC 1191 §4 */
+		};
+	};
+};
+
+static __always_inline void pmtu_ipv4(struct __sk_buff *skb, struct scratch *s)
+{
+	struct {
+		struct icmp_error icmp;
+		struct iphdr quoted;
+	} *error = (void *)s->ccp.data;
+	struct packet *p = &s->packet;
+	struct addr source, destination;
+
+	if (packet_load(skb, p, p->payload, error, sizeof(*error)) || error->icmp.type != 3 ||
+	    error->icmp.code != 4 || error->quoted.version != 4 ||
+	    error->quoted.protocol != IPPROTO_ESP)
+		return;
+	set_ipv4(&source, error->quoted.saddr);
+	set_ipv4(&destination, error->quoted.daddr);
+	pmtu_event(s, swap16(error->icmp.mtu4), &source, &destination);
+}
+
+static __always_inline void pmtu_ipv6(struct __sk_buff *skb, struct scratch *s)
+{
+	struct {
+		struct icmp_error icmp;
+		struct ipv6hdr quoted;
+	} *error = (void *)s->ccp.data;
+	struct packet *p = &s->packet;
+
+	if (packet_load(skb, p, p->payload, error, sizeof(*error)) || error->icmp.type != 2 ||
+	    error->quoted.version != 6 || error->quoted.nexthdr != IPPROTO_ESP)
+		return;
+	pmtu_event(s, swap32(error->icmp.mtu), (struct addr *)&error->quoted.saddr,
+		   (struct addr *)&error->quoted.daddr);
+}
+
+/* REASON_NONE: not ours to judge, it passes. */
+static __always_inline int from_net_clear(struct __sk_buff *skb, struct scratch *s)
+{
+	struct packet *p = &s->packet;
+
+	if (peer_must_be_encrypted(&p->source))
+		return DROP_CLEAR_FROM_CLUSTER;
+	if (p->is_fragment || !addr_is_self(&p->destination))
+		return REASON_NONE;
+	if (p->protocol == IPPROTO_ICMP)
+		pmtu_ipv4(skb, s);
+	else if (p->protocol == IPPROTO_ICMPV6)
+		pmtu_ipv6(skb, s);
+	return REASON_NONE;
+}
+
+SEC("tc")
+int from_net(struct __sk_buff *skb)
+{
+	struct scratch *s;
+	int reason, action;
+
+	if (!config.encrypt || skb->pkt_type == PACKET_OTHERHOST)
+		return TC_ACT_OK; /* from_pod has reported it; or it is another machine's */
+	s = scratch_begin();
+	if (!s)
+		return TC_ACT_SHOT;
+	reason = packet_parse(skb, &s->packet);
+	if (reason == DROP_NOT_IP)
+		return TC_ACT_OK;
+	if (!reason) {
+		if (s->packet.protocol == IPPROTO_ESP && addr_is_self(&s->packet.destination))
+			reason = from_net_esp(skb, s);
+		else
+			reason = from_net_clear(skb, s);
+		if (!reason)
+			return TC_ACT_OK;
+	}
+	action = verdict(skb, s, HOOK_FROM_NET, reason);
+	if (reason == PROBE_RECEIVED)
+		return TC_ACT_SHOT;
+	if (reason == OPENED && s->ifindex)
+		return bpf_redirect_peer(s->ifindex, 0);
+	return action;
+}

@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: (BSD-2-Clause OR GPL-2.0-only)
+/* A pod sends.  Its address must be its own; then the destination decides: this node or the world
+ * take it in the clear, another node's pod gets it through the door, to which the mark routes it.
+ */
+#pragma once
+#include "encrypt.h"
+#include "link.h"
+#include "verdict.h"
+
+static __always_inline int is_own_address(struct __sk_buff *skb, const struct addr *source)
+{
+	struct endpoint *endpoint = bpf_map_lookup_elem(&endpoints, source);
+
+	return endpoint && endpoint->ifindex == skb->ifindex;
+}
+
+/* RFC 4861: neighbours talk with hop limit 255, so that nothing of it can come from beyond. */
+static __always_inline int is_neighbour_discovery(const struct packet *p)
+{
+	__u8 type = p->source_port; /* its first byte */
+
+	return p->protocol == IPPROTO_ICMPV6 && p->ttl == 255 && type >= 133 && type <= 137;
+}
+
+/* No peer: a neighbour, the world, or a cluster address that may appear at any moment. */
+static __always_inline int from_pod_unknown(const struct packet *p)
+{
+	if (is_neighbour_discovery(p))
+		return CLEAR_LINK;
+	return cluster_has(&p->destination) ? DROP_UNKNOWN_PEER : CLEAR_WORLD;
+}
+
+/* REASON_NONE: the door takes it from here and reports it. */
+static __always_inline int from_pod_judge(struct __sk_buff *skb, const struct packet *p)
+{
+	int is_own = is_own_address(skb, &p->source);
+	struct encrypt_row *row;
+	struct peer *peer;
+
+	if (addr_is_link(&p->destination) &&
+	    (is_own || addr_is_link(&p->source) || addr_is_zero(&p->source)))
+		return CLEAR_LINK;
+	if (!is_own)
+		return DROP_SPOOFED_POD;
+	if (!config.encrypt)
+		return CLEAR_DISABLED;
+	peer = peer_find(&p->destination);
+	if (!peer)
+		return from_pod_unknown(p);
+	if (peer->flags & PEER_NODE && p->protocol == IPPROTO_ESP)
+		return DROP_POD_ESP;
+	if (peer->flags & PEER_LOCAL)
+		return CLEAR_LOCAL;
+	row = encrypt_find(&peer->node);
+	if (!row)
+		return DROP_NO_KEY;
+	skb->mark = MARK_ENCRYPT | (row->pair & 0xf) << 12;
+	return REASON_NONE;
+}
+
+SEC("tc")
+int from_pod(struct __sk_buff *skb)
+{
+	struct scratch *s = scratch_begin();
+	struct packet *p;
+	int reason;
+
+	if (!s)
+		return TC_ACT_SHOT;
+	p = &s->packet;
+	reason = packet_parse(skb, p);
+	if (p->start != ETH_HLEN)
+		reason = DROP_NOT_IP; /* tagged: no pod is on a VLAN */
+	else if (!reason)
+		reason = from_pod_judge(skb, p);
+	else if (reason == DROP_NOT_IP && p->ethertype == swap16(ETH_P_ARP))
+		reason = CLEAR_LINK;
+	return reason ? verdict(skb, s, HOOK_FROM_POD, reason) : TC_ACT_OK;
+}

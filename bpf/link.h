@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: (BSD-2-Clause OR GPL-2.0-only)
+/* What never leaves its link: link-local addresses, and multicast of that scope. */
+#pragma once
+#include "packet.h"
+
+static __always_inline int addr_is_zero(const struct addr *addr)
+{
+	return addr->halves[0] == 0 &&
+	       (addr->halves[1] == 0 || addr->halves[1] == swap64(0xffff00000000));
+}
+
+static __always_inline int ipv4_is_link(__be32 ip)
+{
+	return (ip & swap32(0xffff0000)) == swap32(0xa9fe0000) || /* 169.254.0.0/16 */
+	       (ip & swap32(0xffffff00)) == swap32(0xe0000000) || /* 224.0.0.0/24 */
+	       ip == swap32(0xffffffff);
+}
+
+static __always_inline int addr_is_link(const struct addr *addr)
+{
+	if (addr_is_ipv4(addr))
+		return ipv4_is_link(addr->words[3]);
+	if (addr->bytes[0] == 0xff) /* RFC 4291 §2.7: scope 2 is the link, 1 the interface */
+		return (addr->bytes[1] & 0xf) <= 2;
+	return (addr->words[0] & swap32(0xffc00000)) == swap32(0xfe800000);
+}

@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: (BSD-2-Clause OR GPL-2.0-only)
+/* Who an address is: a pod or node that the ipcache knows, ours or another's, or the cluster's at
+ * least by its CIDRs.
+ */
+#pragma once
+#include "packet.h"
+
+static __always_inline int addr_equal(const struct addr *a, const struct addr *b)
+{
+	return a->halves[0] == b->halves[0] && a->halves[1] == b->halves[1];
+}
+
+/* One of this node's outer addresses, between which ESP travels. */
+static __always_inline int addr_is_self(const struct addr *addr)
+{
+	return (addr->halves[0] == config.self4.halves[0] &&
+		addr->halves[1] == config.self4.halves[1]) ||
+	       (addr->halves[0] == config.self6.halves[0] &&
+		addr->halves[1] == config.self6.halves[1]);
+}
+
+static __always_inline struct peer *peer_find(const struct addr *addr)
+{
+	return bpf_map_lookup_elem(&ipcache, addr);
+}
+
+static __always_inline __u32 peer_identity(const struct addr *addr)
+{
+	struct peer *peer = peer_find(addr);
+
+	return peer ? peer->identity : 0;
+}
+
+/* The cluster's, whether the ipcache knows it or not yet. */
+static __always_inline int cluster_has(const struct addr *addr)
+{
+	struct cidr key = { .prefixlen = 128, .addr = *addr };
+
+	return bpf_map_lookup_elem(&cluster_cidrs, &key) != 0;
+}
+
+/* A pod's address, or one that may be a pod's: cleartext from or to it crosses no border.  Node
+ * addresses are no pods', even inside the cluster's CIDRs.
+ */
+static __always_inline int peer_must_be_encrypted(const struct addr *addr)
+{
+	struct peer *peer = peer_find(addr);
+
+	return peer ? !(peer->flags & PEER_NODE) : cluster_has(addr);
+}

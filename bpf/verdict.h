@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: (BSD-2-Clause OR GPL-2.0-only)
+/* The only exit: every packet that ends here or passes a border is counted by reason, and its flow
+ * reported: at once when it is new, then at most every config.flow_interval_ms.  Rows count from the
+ * flow's first packet, so an event that finds the ring buffer full loses no count.
+ */
+#pragma once
+#include "peer.h"
+
+/* Room for an event, all zero but for its kind; a full ring buffer is counted. */
+static __always_inline struct event *event_reserve(__u32 kind)
+{
+	struct event *event = bpf_ringbuf_reserve(&events, sizeof(*event), 0);
+	__u32 zero = 0;
+	__u64 *lost;
+
+	if (event) {
+		__builtin_memset(event, 0, sizeof(*event));
+		event->kind = kind;
+		return event;
+	}
+	lost = bpf_map_lookup_elem(&lost_events, &zero);
+	if (lost)
+		*lost += 1;
+	return 0;
+}
+
+static __always_inline void flow_emit(const struct flow_key *key, const struct flow_row *row)
+{
+	struct event *event = event_reserve(EVENT_FLOW);
+
+	if (!event)
+		return;
+	event->key = *key;
+	event->row = *row;
+	bpf_ringbuf_submit(event, 0);
+}
+
+/* Identities may change while a flow lasts: they are looked up for each report. */
+static __always_inline void flow_name(struct flow_row *row, const struct scratch *s)
+{
+	row->source_identity = peer_identity(&s->flow.source);
+	row->destination_identity = peer_identity(&s->flow.destination);
+	row->pair = s->pair;
+	row->spi = s->spi;
+	row->epoch = s->epoch;
+}
+
+static __always_inline int flow_begin(struct scratch *s, __u64 now)
+{
+	s->row.first = now;
+	s->row.last = now;
+	s->row.reported = now;
+	flow_name(&s->row, s);
+	if (bpf_map_update_elem(&flows, &s->flow, &s->row, BPF_NOEXIST))
+		return -1;
+	flow_emit(&s->flow, &s->row);
+	return 0;
+}
+
+static __always_inline void flow_continue(struct scratch *s, struct flow_row *row, __u64 now)
+{
+	__u64 reported = row->reported;
+
+	__sync_fetch_and_add(&row->packets, s->row.packets);
+	__sync_fetch_and_add(&row->bytes, s->row.bytes);
+	row->last = now;
+	if (now - reported < config.flow_interval_ms * 1000000ULL || now < reported)
+		return;
+	if (!__sync_bool_compare_and_swap(&row->reported, reported, now))
+		return; /* another core reports it */
+	flow_name(row, s);
+	flow_emit(&s->flow, row);
+}
+
+/* Wants s->flow, and packets and bytes in s->row. */
+static __always_inline void flow_report(struct scratch *s)
+{
+	__u64 now = bpf_ktime_get_boot_ns();
+	struct flow_row *row = bpf_map_lookup_elem(&flows, &s->flow);
+
+	if (!row && flow_begin(s, now))
+		row = bpf_map_lookup_elem(&flows, &s->flow); /* another core began it meanwhile */
+	if (row)
+		flow_continue(s, row, now);
+}
+
+static __always_inline void count_packet(__u32 reason, __u64 packets, __u64 bytes)
+{
+	struct count *count = bpf_map_lookup_elem(&counts, &reason);
+
+	if (!count)
+		return;
+	count->packets += packets;
+	count->bytes += bytes;
+}
+
+/* What the packet in s->packet comes to at this hook: TC_ACT_SHOT for the drops, else TC_ACT_OK. */
+__noinline int verdict(struct __sk_buff *skb, struct scratch *s, __u32 hook, __u32 reason)
+{
+	const struct packet *p;
+
+	if (!s)
+		return TC_ACT_SHOT;
+	p = &s->packet;
+	s->row.packets = skb->gso_segs > 1 ? skb->gso_segs : 1;
+	s->row.bytes = p->len ? p->len : skb->len;
+	count_packet(reason, s->row.packets, s->row.bytes);
+	s->flow.source = p->source;
+	s->flow.destination = p->destination;
+	s->flow.source_port = p->source_port;
+	s->flow.destination_port = p->destination_port;
+	s->flow.protocol = p->protocol;
+	s->flow.hook = hook;
+	s->flow.reason = reason;
+	s->flow.pad = 0;
+	flow_report(s);
+	return reason >= DROP_FIRST ? TC_ACT_SHOT : TC_ACT_OK;
+}
