@@ -16,7 +16,7 @@ naming the field.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from operator import itemgetter
@@ -52,6 +52,8 @@ class Integer:
     @property
     def code(self) -> str:
         """Its letter for the struct module; empty when that has none (16 bytes)."""
+        if self.is_bool:
+            return "?" if self.size == 1 else ""
         letter = type_codes.get(self.size, "")
         return letter if self.is_signed else letter.upper()
 
@@ -91,6 +93,11 @@ class Bits:
             raise ValueError(f"{value} does not fit {self.width} bits")
         return int.to_bytes((value & (1 << self.width) - 1) << self.shift, self.size, "little")
 
+    def write_into(self, out: bytearray, offset: int, value: Any) -> None:
+        """Adds the bits to what their neighbours have written."""
+        for at, byte in enumerate(self.write(value), offset):
+            out[at] |= byte
+
 
 @dataclass(frozen=True, slots=True)
 class Raw:
@@ -122,6 +129,9 @@ class Array:
         return self.kind.size * self.count
 
     def read(self, raw: bytes) -> list[Any]:
+        number = _number(self.kind)
+        if number:
+            return [value for (value,) in number.iter_unpack(raw)]
         step = self.kind.size
         return [self.kind.read(raw[at : at + step]) for at in range(0, len(raw), step or 1)]
 
@@ -156,34 +166,37 @@ class Layout:
     def pack(self, **values: Any) -> bytes:
         """The bytes of one struct."""
         out = bytearray(self.size)
-        written: list[tuple[Field, bytes]] = []
+        places = self._places
         for name, value in values.items():
-            member = self.by_name.get(name)
-            if member is None:
+            place = places.get(name)
+            if place is None:
                 raise ValueError(f"struct {self.name} has no field {name}")
-            raw = self._written(member, value)
-            if isinstance(member.kind, Bits):
-                here = bytes(out[member.offset : member.offset + len(raw)])
-                out[member.offset : member.offset + len(raw)] = _either(here, raw)
-                continue
-            out[member.offset : member.offset + len(raw)] = raw
-            written.append((member, raw))
-        if self._has_alternatives:
-            for member, raw in written:
-                if out[member.offset : member.offset + len(raw)] != raw:
-                    raise ValueError(f"{self.name}.{member.name} overlaps another field given")
+            offset, number, kind = place
+            try:
+                if number is not None:
+                    number.pack_into(out, offset, value)
+                elif isinstance(kind, Bits):
+                    kind.write_into(out, offset, value)
+                else:
+                    out[offset : offset + kind.size] = kind.write(value)
+            except (ValueError, TypeError, struct.error) as error:
+                raise self._unfit(name, value, error) from None
+        if self._has_alternatives and len(values) > 1:
+            self._check_agreement(values, out)
         return bytes(out)
 
     def unpack(self, raw: bytes | bytearray | memoryview) -> dict[str, Any]:
         """The values of one struct."""
         if len(raw) != self.size:
             raise ValueError(f"{len(raw)} bytes are not one struct {self.name} of {self.size}")
-        return next(self.unpack_many(raw)) if self.size else {}
+        return self._slowly(raw, 0) if self.has_bits or not raw else next(self._reader.rows(raw))
 
     def unpack_many(self, buffer: bytes | bytearray | memoryview) -> Iterator[dict[str, Any]]:
         """The values of each struct in a packed row of them."""
         if not self.size or len(buffer) % self.size:
             raise ValueError(f"{len(buffer)} bytes are no whole number of struct {self.name}")
+        if self.has_bits:
+            return (self._slowly(buffer, at) for at in range(0, len(buffer), self.size))
         return self._reader.rows(buffer)
 
     def read(self, raw: bytes) -> dict[str, Any]:
@@ -194,11 +207,39 @@ class Layout:
             return self.pack(**value)
         return Raw(self.size).write(value)
 
-    def _written(self, member: Field, value: Any) -> bytes:
+    def _unfit(self, name: str, value: Any, error: Exception) -> ValueError:
+        """The error that names the field; the struct module's own words would not help."""
         try:
-            return member.kind.write(value)
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{self.name}.{member.name}: {error}") from None
+            self.by_name[name].kind.write(value)
+        except (ValueError, TypeError) as better:
+            error = better
+        return ValueError(f"{self.name}.{name}: {error}")
+
+    def _check_agreement(self, values: Mapping[str, Any], out: bytearray) -> None:
+        """Two members of one union may be given only if they say the same."""
+        for name, value in values.items():
+            offset, _, kind = self._places[name]
+            if not isinstance(kind, Bits) and out[offset : offset + kind.size] != kind.write(value):
+                raise ValueError(f"{self.name}.{name} overlaps another field given")
+
+    @cached_property
+    def _places(self) -> dict[str, tuple[int, struct.Struct | None, Kind]]:
+        """Where each field goes, and the number format that writes it fastest."""
+        return {each.name: (each.offset, _number(each.kind), each.kind) for each in self.fields}
+
+    def _slowly(self, raw: bytes | bytearray | memoryview, at: int) -> dict[str, Any]:
+        """Field by field, for bit fields share bytes."""
+        row = bytes(raw[at : at + self.size])
+        return {
+            each.name: each.kind.read(row[each.offset : each.offset + each.kind.size])
+            for each in self.fields
+            if not each.is_alternative
+        }
+
+    @cached_property
+    def has_bits(self) -> bool:
+        """Whether it has bit fields, which only a slower way can read."""
+        return any(isinstance(each.kind, Bits) for each in self.fields)
 
     @cached_property
     def _has_alternatives(self) -> bool:
@@ -213,74 +254,92 @@ class _Reader:
     """Reads rows in bulk: one pass of the struct module for each byte order.
 
     The struct module cannot mix byte orders, so two formats cover the same bytes, each
-    skipping the other's fields; what neither can decode comes out as bytes and is read by
-    its kind. Bit fields share bytes and are read last, from the whole row.
+    skipping the other's leaves. A leaf is a number, or bytes that its kind reads; structs in
+    structs are taken apart too, and put together again from their leaves.
     """
 
     def __init__(self, layout: Layout) -> None:
-        shown = [each for each in layout.fields if not each.is_alternative]
-        self.bits = [each for each in shown if isinstance(each.kind, Bits)]
-        plain = sorted(
-            (each for each in shown if not isinstance(each.kind, Bits)),
-            key=lambda each: each.offset,
-        )
-        network = [
-            each for each in plain if isinstance(each.kind, Integer) and _is_network(each.kind)
-        ]
-        native = [each for each in plain if each not in network]
-        self.size = layout.size
-        self.native = struct.Struct("<" + _format(native, layout.size))
-        self.network = struct.Struct(">" + _format(network, layout.size)) if network else None
-        order = [*native, *network]
-        self.names = tuple(each.name for each in plain)
-        wanted = [order.index(each) for each in plain]
-        self.sort = itemgetter(*wanted) if network and len(wanted) > 1 else None
-        self.kinds = [(each.name, each.kind) for each in plain if not _is_plain(each.kind)]
+        leaves: list[tuple[int, Kind]] = []
+        self.build = _builder(layout, 0, leaves)
+        order = sorted(range(len(leaves)), key=lambda each: leaves[each][0])
+        network = [each for each in order if _is_network(leaves[each][1])]
+        native = [each for each in order if each not in network]
+        self.native = struct.Struct("<" + _format([leaves[n] for n in native], layout.size))
+        self.network: struct.Struct | None = None
+        if network:
+            self.network = struct.Struct(">" + _format([leaves[n] for n in network], layout.size))
+        unpacked = [*native, *network]
+        self.sort: itemgetter[Any] | None = None
+        if unpacked != list(range(len(leaves))):
+            self.sort = itemgetter(*(unpacked.index(n) for n in range(len(leaves))))
+        self.kinds = [(n, kind) for n, (_, kind) in enumerate(leaves) if not _is_plain(kind)]
 
     def rows(self, buffer: bytes | bytearray | memoryview) -> Iterator[dict[str, Any]]:
-        names, kinds, sort = self.names, self.kinds, self.sort
-        values: Iterable[tuple[Any, ...]] = self.native.iter_unpack(buffer)
+        """The values of each struct of the buffer."""
+        values: Iterable[Sequence[Any]] = self.native.iter_unpack(buffer)
         if self.network:
             pairs = zip(values, self.network.iter_unpack(buffer), strict=True)
-            values = (sort(a + b) if sort else a + b for a, b in pairs)
-        for number, row in enumerate(values):
-            answer = dict(zip(names, row, strict=True))
-            for name, kind in kinds:
-                raw = answer[name]
-                answer[name] = kind.read(raw) if isinstance(raw, bytes) else bool(raw)
-            if self.bits:
-                self._read_bits(answer, buffer, number * self.size)
-            yield answer
+            values = ((*native, *network) for native, network in pairs)
+        if self.sort:
+            values = map(self.sort, values)
+        if self.kinds:
+            values = map(self._read, values)
+        return map(self.build, values)
 
-    def _read_bits(self, answer: dict[str, Any], buffer: Any, start: int) -> None:
-        for each in self.bits:
-            at = start + each.offset
-            answer[each.name] = each.kind.read(bytes(buffer[at : at + each.kind.size]))
+    def _read(self, leaves: Sequence[Any]) -> Sequence[Any]:
+        row = list(leaves)
+        for number, kind in self.kinds:
+            row[number] = kind.read(row[number])
+        return row
+
+
+Builder = Callable[[Sequence[Any]], dict[str, Any]]
+
+
+def _builder(layout: Layout, start: int, leaves: list[tuple[int, Kind]]) -> Builder:
+    """What makes a layout's dict of a row of leaves; the layout's leaves are added to `leaves`."""
+    parts: list[tuple[str, int, Builder | None]] = []
+    for each in layout.fields:
+        if each.is_alternative:
+            continue
+        inner: Builder | None = None
+        number, at = len(leaves), start + each.offset
+        if isinstance(each.kind, Layout) and not each.kind.has_bits:
+            inner = _builder(each.kind, at, leaves)
+        else:
+            leaves.append((at, each.kind))
+        parts.append((each.name, number, inner))
+    if any(inner for _, _, inner in parts):
+        return lambda row: {
+            name: row[number] if inner is None else inner(row) for name, number, inner in parts
+        }
+    names, first, last = [name for name, _, _ in parts], len(leaves) - len(parts), len(leaves)
+    return lambda row: dict(zip(names, row[first:last], strict=True))
+
+
+def _number(kind: Kind) -> struct.Struct | None:
+    if not isinstance(kind, Integer) or not kind.code or kind.is_bool:
+        return None
+    return struct.Struct((">" if kind.is_big_endian else "<") + kind.code)
 
 
 def _is_plain(kind: Kind) -> bool:
     """Whether the struct module alone makes its value."""
-    return isinstance(kind, Raw) or (
-        isinstance(kind, Integer) and bool(kind.code) and not kind.is_bool
-    )
+    return isinstance(kind, Raw) or (isinstance(kind, Integer) and bool(kind.code))
 
 
-def _is_network(kind: Integer) -> bool:
-    return kind.is_big_endian and bool(kind.code)
+def _is_network(kind: Kind) -> bool:
+    return isinstance(kind, Integer) and kind.is_big_endian and bool(kind.code)
 
 
 def _code(kind: Kind) -> str:
     return kind.code if isinstance(kind, Integer) and kind.code else f"{kind.size}s"
 
 
-def _format(fields: list[Field], size: int) -> str:
-    """A format of the struct module for fields in rising order, padding between them."""
+def _format(leaves: list[tuple[int, Kind]], size: int) -> str:
+    """A format of the struct module for leaves in rising order, padding between them."""
     text, at = "", 0
-    for each in fields:
-        text += f"{each.offset - at}x{_code(each.kind)}"
-        at = each.offset + each.kind.size
+    for offset, kind in leaves:
+        text += f"{offset - at}x{_code(kind)}"
+        at = offset + kind.size
     return f"{text}{size - at}x"
-
-
-def _either(first: bytes, second: bytes) -> bytes:
-    return bytes(a | b for a, b in zip(first, second, strict=True))
