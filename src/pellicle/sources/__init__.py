@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The front door: what the world says, made into facts. Nothing here decides anything."""
