@@ -65,12 +65,15 @@ static __always_inline int door_probe(struct __sk_buff *skb, struct scratch *s)
 {
 	struct packet *p = &s->packet;
 	struct probe probe;
+	int reason;
 
 	if (bpf_skb_load_bytes(skb, ETH_HLEN, &probe, sizeof(probe)))
 		return DROP_MALFORMED;
 	p->protocol = IPPROTO_ESP;
 	*(__be32 *)s->ccp.data = swap32(probe.kind);
-	return door_seal(skb, s, probe.pair, probe.number, sizeof(probe.kind), ESP_DUMMY);
+	reason = door_seal(skb, s, probe.pair, probe.number, sizeof(probe.kind), ESP_DUMMY);
+	p->len = skb->len - ETH_HLEN; /* as the peer will count it */
+	return reason;
 }
 
 SEC("tc")

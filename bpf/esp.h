@@ -121,6 +121,7 @@ __noinline int esp_trailer(struct ccp *c)
 	for (__u32 i = 0; i < 255 && i < pad; i++) {
 		__u32 at = len - pad + i;
 
+		opaque(at);
 		if (at >= CCP_MAX || c->data[at] != i + 1)
 			return -1;
 	}

@@ -7,8 +7,8 @@
 #pragma once
 #include <linux/if_packet.h>
 
-#include "tunnel.h"
-#include "verdict.h"
+#include "deliver.h"
+#include "pmtu.h"
 
 /* --- the SA ------------------------------------------------------------------------------------------- */
 
@@ -49,12 +49,29 @@ static __always_inline int sa_in_accept(struct scratch *s, struct sa_in *sa, __u
 
 /* --- opening ------------------------------------------------------------------------------------------ */
 
+/* The stack, which would see to it, never meets the outer IPv4 header: RFC 1122 §3.2.1.2. */
+static __always_inline int outer_is_intact(struct __sk_buff *skb, struct scratch *s)
+{
+	struct packet *p = &s->packet;
+	__u32 len = p->payload - p->start;
+	__be32 *header = (__be32 *)&s->ccp.head;
+
+	if (p->ethertype != swap16(ETH_P_IP))
+		return 1;
+	opaque(len);
+	if (!len || len > IPV4_LONGEST || bpf_skb_load_bytes(skb, p->start, header, len))
+		return 0;
+	return fold(bpf_csum_diff(0, 0, header, len, 0)) == 0xffff;
+}
+
 /* The packet into scratch: ESP header, ciphertext and ICV. */
 static __always_inline int esp_load(struct __sk_buff *skb, struct scratch *s)
 {
 	struct packet *p = &s->packet;
 	__u32 len = p->len - (p->payload - p->start);
 
+	if (!outer_is_intact(skb, s))
+		return DROP_MALFORMED;
 	if (p->is_fragment)
 		return DROP_ESP_FRAGMENT;
 	if (len < ESP_HEAD + 4 + ESP_ICV || len & 3)
@@ -105,60 +122,7 @@ static __always_inline int esp_probe(struct scratch *s, __u32 len)
 	return PROBE_RECEIVED;
 }
 
-/* --- delivery ------------------------------------------------------------------------------------------ */
-
-/* Where the opened packet goes: s->ifindex and the frame's addresses. */
-static __always_inline int deliver_find(struct scratch *s)
-{
-	const struct packet *p = &s->packet;
-	struct endpoint *endpoint = bpf_map_lookup_elem(&endpoints, &p->destination);
-	struct ethhdr *eth = (void *)&s->ccp.head[CCP_HEAD - ETH_HLEN];
-	struct peer *peer;
-
-	s->ifindex = 0;
-	if (endpoint) {
-		__builtin_memcpy(eth->h_dest, endpoint->pod_mac, ETH_ALEN);
-		__builtin_memcpy(eth->h_source, endpoint->host_mac, ETH_ALEN);
-		s->ifindex = endpoint->ifindex;
-		return REASON_NONE;
-	}
-	peer = peer_find(&p->destination);
-	if (!peer || !(peer->flags & PEER_LOCAL) || !(peer->flags & PEER_NODE))
-		return DROP_NO_ENDPOINT;
-	return REASON_NONE;
-}
-
-/* The inner source must be an address of the node whose keys the packet bore; then it crosses this
- * node as through a router: the outer ECN is taken over, and on the way to a pod the TTL sinks.
- */
-static __always_inline int deliver(struct __sk_buff *skb, struct scratch *s, __u8 outer_tos)
-{
-	struct packet *p = &s->packet;
-	struct peer *peer = peer_find(&p->source);
-	int tos, reason;
-
-	if (!peer || !addr_equal(&peer->node, &s->node))
-		return DROP_SPOOFED_SOURCE;
-	reason = deliver_find(s);
-	if (reason)
-		return reason;
-	tos = ecn_decapsulate(outer_tos, p->tos);
-	if (tos < 0)
-		return DROP_CONGESTED_ECN;
-	if (s->ifindex) {
-		if (p->ttl <= 1)
-			return DROP_TTL_EXCEEDED;
-		p->ttl--;
-		if (bpf_skb_store_bytes(skb, 0, &s->ccp.head[CCP_HEAD - ETH_HLEN], 2 * ETH_ALEN,
-					BPF_F_INVALIDATE_HASH))
-			return DROP_ESP_MALFORMED;
-	}
-	if (tunnel_rewrite(skb, &s->ccp, p->ethertype == swap16(ETH_P_IP), tos, p->ttl))
-		return DROP_ESP_MALFORMED;
-	return OPENED;
-}
-
-/* --- the three kinds of packets ------------------------------------------------------------------------- */
+/* --- the hook ------------------------------------------------------------------------------------------- */
 
 static __always_inline int from_net_esp(struct __sk_buff *skb, struct scratch *s)
 {
@@ -192,74 +156,10 @@ static __always_inline int from_net_esp(struct __sk_buff *skb, struct scratch *s
 	if (ethertype < 0)
 		return DROP_ESP_MALFORMED;
 	__sync_fetch_and_add(&sa->bytes, len);
-	if (tunnel_open(skb, &s->ccp, len, ethertype) || packet_parse(skb, p))
-		return DROP_ESP_MALFORMED;
-	return deliver(skb, s, outer_tos);
-}
-
-/* A router says that our ESP was too big for it.  Only a sign: the agent judges it. */
-static __always_inline void pmtu_event(struct scratch *s, __u32 mtu, const struct addr *source,
-				       const struct addr *destination)
-{
-	struct event *event;
-
-	if (!addr_is_self(source))
-		return;
-	event = event_reserve(EVENT_PMTU);
-	if (!event)
-		return;
-	event->number = mtu;
-	event->key.source = *source;
-	event->key.destination = *destination;
-	event->key.protocol = IPPROTO_ESP;
-	event->key.hook = HOOK_FROM_NET;
-	bpf_ringbuf_submit(event, 0);
-}
-
-struct icmp_error {
-	__u8 type;
-	__u8 code;
-	__be16 check;
-	union {
-		__be32 mtu; /* ICMPv6 packet too big, RFC 4443 §3.2 */
-		struct {
-			__be16 unused;
-			__be16 mtu4; /* fragmentation needed, RFC 1191 §4 */
-		};
-	};
-};
-
-static __always_inline void pmtu_ipv4(struct __sk_buff *skb, struct scratch *s)
-{
-	struct {
-		struct icmp_error icmp;
-		struct iphdr quoted;
-	} *error = (void *)s->ccp.data;
-	struct packet *p = &s->packet;
-	struct addr source, destination;
-
-	if (packet_load(skb, p, p->payload, error, sizeof(*error)) || error->icmp.type != 3 ||
-	    error->icmp.code != 4 || error->quoted.version != 4 ||
-	    error->quoted.protocol != IPPROTO_ESP)
-		return;
-	set_ipv4(&source, error->quoted.saddr);
-	set_ipv4(&destination, error->quoted.daddr);
-	pmtu_event(s, swap16(error->icmp.mtu4), &source, &destination);
-}
-
-static __always_inline void pmtu_ipv6(struct __sk_buff *skb, struct scratch *s)
-{
-	struct {
-		struct icmp_error icmp;
-		struct ipv6hdr quoted;
-	} *error = (void *)s->ccp.data;
-	struct packet *p = &s->packet;
-
-	if (packet_load(skb, p, p->payload, error, sizeof(*error)) || error->icmp.type != 2 ||
-	    error->quoted.version != 6 || error->quoted.nexthdr != IPPROTO_ESP)
-		return;
-	pmtu_event(s, swap32(error->icmp.mtu), (struct addr *)&error->quoted.saddr,
-		   (struct addr *)&error->quoted.daddr);
+	reason = tunnel_open(skb, &s->ccp, len, ethertype);
+	if (!reason)
+		reason = packet_parse(skb, p);
+	return reason ? reason : deliver(skb, s, outer_tos);
 }
 
 /* REASON_NONE: not ours to judge, it passes. */

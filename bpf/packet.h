@@ -14,6 +14,7 @@
 #include "tables.h"
 
 #define IPV6_EXTENSIONS 8 /* headers walked before the packet counts as malformed */
+#define IPV4_LONGEST 60	  /* header with all its options */
 #define VLAN_TAGS 2	  /* tags skipped: the last door must see into them */
 
 /* network order <-> the order of this (little-endian) machine */

@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: (BSD-2-Clause OR GPL-2.0-only)
+/* A router on the way says that our ESP was too big for it: the agent is told, and judges. */
+#pragma once
+#include "verdict.h"
+
+static __always_inline void pmtu_event(struct scratch *s, __u32 mtu, const struct addr *source,
+				       const struct addr *destination)
+{
+	struct event *event;
+
+	if (!addr_is_self(source))
+		return;
+	event = event_reserve(EVENT_PMTU);
+	if (!event)
+		return;
+	event->number = mtu;
+	event->key.source = *source;
+	event->key.destination = *destination;
+	event->key.protocol = IPPROTO_ESP;
+	event->key.hook = HOOK_FROM_NET;
+	bpf_ringbuf_submit(event, 0);
+}
+
+struct icmp_error {
+	__u8 type;
+	__u8 code;
+	__be16 check;
+	union {
+		__be32 mtu; /* ICMPv6 packet too big, RFC 4443 §3.2 */
+		struct {
+			__be16 unused;
+			__be16 mtu4; /* fragmentation needed, RFC 1191 §4 */
+		};
+	};
+};
+
+static __always_inline void pmtu_ipv4(struct __sk_buff *skb, struct scratch *s)
+{
+	struct {
+		struct icmp_error icmp;
+		struct iphdr quoted;
+	} *error = (void *)s->ccp.data;
+	struct packet *p = &s->packet;
+	struct addr source, destination;
+
+	if (packet_load(skb, p, p->payload, error, sizeof(*error)) || error->icmp.type != 3 ||
+	    error->icmp.code != 4 || error->quoted.version != 4 ||
+	    error->quoted.protocol != IPPROTO_ESP)
+		return;
+	set_ipv4(&source, error->quoted.saddr);
+	set_ipv4(&destination, error->quoted.daddr);
+	pmtu_event(s, swap16(error->icmp.mtu4), &source, &destination);
+}
+
+static __always_inline void pmtu_ipv6(struct __sk_buff *skb, struct scratch *s)
+{
+	struct {
+		struct icmp_error icmp;
+		struct ipv6hdr quoted;
+	} *error = (void *)s->ccp.data;
+	struct packet *p = &s->packet;
+
+	if (packet_load(skb, p, p->payload, error, sizeof(*error)) || error->icmp.type != 2 ||
+	    error->quoted.version != 6 || error->quoted.nexthdr != IPPROTO_ESP)
+		return;
+	pmtu_event(s, swap32(error->icmp.mtu), (struct addr *)&error->quoted.saddr,
+		   (struct addr *)&error->quoted.daddr);
+}
