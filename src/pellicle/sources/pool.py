@@ -62,6 +62,10 @@ class Pool:
     def __contains__(self, address: Address) -> bool:
         return self._holds(address) and int(address) in self._used
 
+    @property
+    def is_full(self) -> bool:
+        return len(self) == self.size
+
     def take(self) -> Address:
         """The next free address, now in use; `Exhausted` when there is none."""
         while self._touched < self.size:
@@ -136,14 +140,28 @@ class Pools:
             for pool in self._pools:
                 pool.give_back(address)
 
-    def gateway(self, address: Address) -> Address | None:
-        """The gateway of the CIDR that `address` is in; None when it is in none."""
-        return next((gateway(p.cidr) for p in self._pools if address in p.cidr), None)
+    def gateway(self, address: Address) -> Address:
+        """The gateway of the CIDR that `address` is in; KeyError when it is in none."""
+        for pool in self._pools:
+            if address in pool.cidr:
+                return gateway(pool.cidr)
+        raise KeyError(address)
+
+    def covers(self, addresses: Iterable[Address]) -> bool:
+        """Whether all of them lie in the CIDRs."""
+        return all(any(address in pool.cidr for pool in self._pools) for address in addresses)
+
+    def shortage(self) -> str:
+        """Why `take` would fail, in words; empty when it would not."""
+        for pools in self._families.values():
+            if all(pool.is_full for pool in pools):
+                return str(Exhausted(pools))
+        return ""
 
 
 def _first_of(pools: list[Pool]) -> Address:
     """From the first pool that has one."""
     for pool in pools:
-        if len(pool) < pool.size:
+        if not pool.is_full:
             return pool.take()
     raise Exhausted(pools)
