@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a frame on the wire is: read only as far as a stranger who listens could.
 
-    Ethernet ┬ IPv4 ┬ ESP        SPI, sequence number, IV
-             ├ IPv6 ┘ └ TCP, UDP, ICMP… in the clear: a leak when a cluster address shows
-             └ ARP, neighbour discovery, listener reports: the link talking to itself
+Ethernet ┬ IPv4 ┬ ESP        SPI, sequence number, IV
+         ├ IPv6 ┘ └ TCP, UDP, ICMP… in the clear: a leak when a cluster address shows
+         └ ARP, neighbour discovery, listener reports: the link talking to itself
 
-     0                   1                   2                   3
-     0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1
-    +---------------------------------------------------------------+
-    |               Security Parameters Index (SPI)                 |   RFC 4303 §2
-    |                 Sequence number, low 32 bits                  |
-    |                       IV (8 bytes, RFC 7634)                  |
+ 0                   1                   2                   3
+ 0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1 2 3 4 5 6 7 8 9 0 1
++---------------------------------------------------------------+
+|               Security Parameters Index (SPI)                 |   RFC 4303 §2
+|                 Sequence number, low 32 bits                  |
+|                       IV (8 bytes, RFC 7634)                  |
 """
 
 from __future__ import annotations
@@ -91,11 +91,12 @@ def read_header(frame: bytes) -> Header:
     ethertype = frame[12:14]
     if ethertype == IPV4 and len(frame) >= ETHERNET + 20:
         start = ETHERNET + (frame[ETHERNET] & 0x0F) * 4
-        ends = IPv4Address(frame[26:30]), IPv4Address(frame[30:34])
-        return _ip_header(frame[23], *ends, start, is_fragment=_is_fragment(frame))
+        source, destination = IPv4Address(frame[26:30]), IPv4Address(frame[30:34])
+        is_fragment = _is_fragment(frame)
+        return _ip_header(frame[23], source, destination, start, is_fragment=is_fragment)
     if ethertype == IPV6 and len(frame) >= ETHERNET + 40:
         ends = IPv6Address(frame[22:38]), IPv6Address(frame[38:54])
-        return _ip_header(frame[20], *ends, ETHERNET + 40, is_link=_is_link_v6(frame))
+        return _ip_header(frame[20], ends[0], ends[1], ETHERNET + 40, is_link=_is_link_v6(frame))
     if ethertype == ARP:
         return Header(Kind.LINK, 4, None, None, "ARP", ETHERNET)
     return Header(Kind.OTHER, 0, None, None, f"ethertype 0x{ethertype.hex()}", ETHERNET)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Capture files that tcpdump and Wireshark read: classic pcap with nanosecond times.
 
-    magic 0xa1b23c4d | 2 | 4 | zone 0 | accuracy 0 | snap length | link type 1 (Ethernet)
-    seconds | nanoseconds | captured | on the wire | frame          … for each packet
+magic 0xa1b23c4d | 2 | 4 | zone 0 | accuracy 0 | snap length | link type 1 (Ethernet)
+seconds | nanoseconds | captured | on the wire | frame          … for each packet
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable
 from pathlib import Path
-from types import TracebackType
-from typing import Final
+from typing import Final, Self
 
 SNAP_LENGTH: Final = 262144
 _FILE = struct.Struct("=IHHiIII")
@@ -37,10 +36,8 @@ class Pcap:
     def close(self) -> None:
         self._file.close()
 
-    def __enter__(self) -> Pcap:
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()

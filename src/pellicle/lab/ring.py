@@ -18,13 +18,13 @@ import socket
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Final
+from typing import Final, Self
 
 from pellicle.kernel import Unsupported
 
 # linux/if_packet.h
-SOL_PACKET, PACKET_RX_RING, PACKET_STATISTICS, PACKET_VERSION, PACKET_IGNORE_OUTGOING = 263, 5, 6, 10, 23
+SOL_PACKET: Final = 263
+PACKET_RX_RING, PACKET_STATISTICS, PACKET_VERSION, PACKET_IGNORE_OUTGOING = 5, 6, 10, 23
 TPACKET_V3: Final = 2
 TP_STATUS_KERNEL, TP_STATUS_USER = 0, 1
 ETH_P_ALL: Final = 0x0003
@@ -59,7 +59,8 @@ class Block:
         for _ in range(self.count):
             step, seconds, nanoseconds, snapped, length, mac, _, ifindex = unpack(data, at)
             start = at + mac
-            yield seconds * 1_000_000_000 + nanoseconds, ifindex, length, data[start : start + snapped]
+            at_ns = seconds * 1_000_000_000 + nanoseconds
+            yield at_ns, ifindex, length, data[start : start + snapped]
             at += step
 
 
@@ -107,12 +108,10 @@ class Ring:
         self._memory.close()
         self._socket.close()
 
-    def __enter__(self) -> Ring:
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _arrange(self) -> None:

@@ -25,8 +25,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Self
 
 from pellicle.kernel import netns
 from pellicle.lab.frames import Header, Kind, describe, header_key, read_esp, read_header
@@ -145,13 +144,11 @@ class Sniffer:
         self._thread = threading.Thread(target=self._listen, name="sniffer", daemon=True)
         self._lost = 0
 
-    def __enter__(self) -> Sniffer:
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -175,11 +172,13 @@ class Sniffer:
         self._echo.sendto(_TOKEN.pack(b"pellicle-sniffer", token), self._echo.getsockname())
         self._echo.recv(_TOKEN.size)
         with self._news:
-            heard = self._news.wait_for(lambda: self._heard_token == token or self._failed, SETTLE_SECONDS)
+            heard = self._news.wait_for(
+                lambda: self._heard_token == token or self._failed, SETTLE_SECONDS
+            )
             if self._failed:
                 raise RuntimeError("the sniffer broke") from self._failed
             if not heard:
-                raise TimeoutError(f"the sniffer is deaf: its own packet was not heard in {SETTLE_SECONDS:g} s")
+                raise TimeoutError("the sniffer is deaf: it did not even hear its own packet")
 
     def counts(self) -> Mapping[WireFlow, Count]:
         """What has passed since the beginning."""
@@ -205,7 +204,7 @@ class Sniffer:
             return dict(self._timeline)
 
     def ivs(self) -> Mapping[tuple[str, str, int], Sequence[int]]:
-        """(outer source, outer destination, SPI) -> the IVs in the order of the wire (`nonces` only)."""
+        """(outer source, destination, SPI) -> the IVs as the wire had them (`nonces` only)."""
         with self._news:
             return {key: tuple(used.ivs) for key, used in self._used.items()}
 
@@ -213,7 +212,9 @@ class Sniffer:
         """Every nonce that protected two different packets; the same packet twice is none."""
         with self._news:
             return tuple(
-                Reuse(*key, iv) for key, used in self._used.items() for iv in _reused(used.ivs, used.digests)
+                Reuse(*key, iv)
+                for key, used in self._used.items()
+                for iv in _reused(used.ivs, used.digests)
             )
 
     def lost(self) -> int:
@@ -273,7 +274,8 @@ class Sniffer:
 
     def _new_line(self, key: tuple[int, bytes], ifindex: int, frame: bytes) -> _Line:
         header = read_header(frame)
-        flow = WireFlow(self._device(ifindex), header.to, header.family, header.kind, header.protocol)
+        source = self._device(ifindex)
+        flow = WireFlow(source, header.to, header.family, header.kind, header.protocol)
         line = self._lines[key] = _Line(flow, header, self._wanted(flow, header))
         return line
 

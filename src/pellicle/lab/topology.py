@@ -16,7 +16,8 @@ followed by `wire` or a node's number, and is found again by that name alone.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from ipaddress import (
     IPv4Address,
     IPv4Interface,
@@ -26,7 +27,7 @@ from ipaddress import (
     IPv6Network,
 )
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from pellicle.facts import Address, Network
 
@@ -49,7 +50,7 @@ BLOCK: Final = 250
 MOST_NODES: Final = 1000
 MOST_PODS: Final = 200
 LEAST_MTU: Final = 1380
-"""IPv6 in the pods needs 1280 (RFC 8200 §5); ESP with IPv6 outside takes up to 77 more, rounded up."""
+"""IPv6 in the pods needs 1280 (RFC 8200 §5), ESP with IPv6 outside up to 77 more; rounded up."""
 
 _OURS = re.compile(r"pellicle-(wire|n[1-9][0-9]*(-p[1-9][0-9]*)?)")
 _NODE = re.compile(r"n([1-9][0-9]*)")
@@ -69,6 +70,8 @@ class Shape:
     engine: str = "bpf"
     encrypt: bool = True
     mtu: int = 1500
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """More of the agents' configuration, by its own keys."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.nodes <= MOST_NODES:
@@ -77,7 +80,8 @@ class Shape:
             raise ValueError(f"a node of the lab has 0 to {MOST_PODS} pods, not {self.pods}")
         if not LEAST_MTU <= self.mtu <= 65535:
             raise ValueError(
-                f"the wire's MTU is {LEAST_MTU} to 65535, not {self.mtu}: below that, IPv6 in the pods has no room"
+                f"the wire's MTU is {LEAST_MTU} to 65535, not {self.mtu}: "
+                "with less, IPv6 in the pods has no room"
             )
 
 
@@ -103,7 +107,7 @@ class LabNode:
     @property
     def uplinks(self) -> tuple[Interface, ...]:
         """The node's own addresses."""
-        return tuple(type(gateway)((gateway.ip + 1, gateway.network.prefixlen)) for gateway in self.gateways)
+        return tuple(type(ours)((ours.ip + 1, ours.network.prefixlen)) for ours in self.gateways)
 
     @property
     def gateways(self) -> tuple[Interface, ...]:

@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The lab's agents: ordinary `pellicle agent` processes, each in its node's namespace.
+
+One is configured by a file, started, asked over its socket, waited for, and stopped, as an
+administrator would do it. It outlives whoever started it, in a session of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import signal
+import socket
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any, Final
+
+from pellicle.lab import processes
+from pellicle.lab.errors import LabError
+from pellicle.lab.processes import Process
+from pellicle.lab.topology import BPFFS, CLUSTER, PSK, RUN, LabNode, Shape, cluster_cidrs
+
+READY_SECONDS: Final = 60.0
+STOP_SECONDS: Final = 10.0
+ASK_SECONDS: Final = 5.0
+POLL_SECONDS: Final = 0.1
+TAIL_LINES: Final = 25
+
+
+def prepare() -> None:
+    """The directories that all agents share, and their pre-shared secret."""
+    for path in (RUN, CLUSTER):
+        path.mkdir(mode=0o755, exist_ok=True)
+    BPFFS.mkdir(mode=0o700, exist_ok=True)
+    if not PSK.exists():
+        fresh = PSK.with_suffix(".new")
+        fresh.unlink(missing_ok=True)
+        fresh.touch(mode=0o600)
+        fresh.write_text(secrets.token_hex(32) + "\n")
+        fresh.rename(PSK)
+
+
+def configure(node: LabNode, shape: Shape) -> bool:
+    """Write the agent's configuration; whether it is another than before."""
+    node.run_dir.mkdir(mode=0o755, exist_ok=True)
+    node.bpffs.mkdir(mode=0o700, exist_ok=True)
+    # JSON is YAML.
+    text = json.dumps(configuration(node, shape), indent=2) + "\n"
+    if node.config.exists() and node.config.read_text() == text:
+        return False
+    fresh = node.config.with_suffix(".new")
+    fresh.write_text(text)
+    fresh.rename(node.config)
+    return True
+
+
+def configuration(node: LabNode, shape: Shape) -> Mapping[str, Any]:
+    """What an administrator would write; uplink and addresses are the agent's to find."""
+    return {
+        "node_name": node.name,
+        "directory": str(CLUSTER),
+        "enable_encrypt_l3": shape.encrypt,
+        "engine": shape.engine,
+        "pod_cidrs": [str(network) for network in node.pod_cidrs],
+        "cluster_cidrs": [str(network) for network in cluster_cidrs(shape.nodes)],
+        "psk_file": str(PSK),
+        "run_dir": str(node.run_dir),
+        "bpffs": str(node.bpffs),
+        **shape.settings,
+    }
+
+
+def start(node: LabNode) -> Process:
+    """Start the node's agent unless it runs."""
+    running = processes.read_pid_file(node.pid_file)
+    if running is not None:
+        return running
+    # -P: the directory that the lab was started in must not shadow the package.
+    argv = [sys.executable, "-P", "-m", "pellicle", "agent", "--config", str(node.config)]
+    return processes.spawn(argv, node.namespace, node.log, node.pid_file)
+
+
+def stop(nodes: Sequence[LabNode]) -> Sequence[LabNode]:
+    """Stop the agents that run. Returns the nodes whose agent had to be killed."""
+    running = {
+        process: node for node in nodes if (process := processes.read_pid_file(node.pid_file))
+    }
+    stubborn = processes.stop(running, STOP_SECONDS)
+    for node in nodes:
+        node.pid_file.unlink(missing_ok=True)
+    return [running[process] for process in stubborn]
+
+
+def kill(node: LabNode, number: signal.Signals) -> None:
+    """Signal the node's agent, and see it end; LabError when there is none or it lives on."""
+    process = processes.read_pid_file(node.pid_file)
+    if process is None or not processes.send_signal(process, number):
+        raise LabError(f"no agent runs on {node.name}")
+    if not processes.wait_end(process, STOP_SECONDS):
+        raise LabError(f"the agent of {node.name} lives {STOP_SECONDS:g} s after {number.name}")
+    node.pid_file.unlink(missing_ok=True)
+
+
+def ask(node: LabNode, call: str, **arguments: Any) -> list[Any]:
+    """Every answer of the node's agent to one call; LabError in its own words, or why none came."""
+    request = json.dumps({"call": call, **arguments}).encode() + b"\n"
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            connection.settimeout(ASK_SECONDS)
+            connection.connect(str(node.socket))
+            connection.sendall(request)
+            with connection.makefile("rb") as lines:
+                rows = [json.loads(line) for line in lines]
+    except (OSError, ValueError) as error:
+        raise LabError(f"the agent of {node.name} does not answer: {error}") from error
+    for row in rows:
+        if "error" in row:
+            raise LabError(f"the agent of {node.name}: {row['error'].get('message')}")
+    return [row["ok"] for row in rows]
+
+
+def status(node: LabNode) -> Mapping[str, Any]:
+    """The agent's own status; LabError when it does not answer."""
+    rows = ask(node, "status")
+    if not rows or not isinstance(rows[0], dict):
+        raise LabError(f"the agent of {node.name} has no status")
+    return rows[0]
+
+
+def wait_ready(nodes: Sequence[LabNode], shape: Shape, seconds: float = READY_SECONDS) -> None:
+    """Return when every agent has what `lacking` asks for; LabError says who lacks what."""
+    deadline = time.monotonic() + seconds
+    waiting = dict.fromkeys(nodes, "has not answered yet")
+    while waiting:
+        for node in tuple(waiting):
+            if processes.read_pid_file(node.pid_file) is None:
+                raise LabError(f"the agent of {node.name} has ended:\n{log_tail(node)}")
+            waiting[node] = why_not_ready(node, shape)
+            if not waiting[node]:
+                del waiting[node]
+        if waiting and time.monotonic() > deadline:
+            raise LabError("\n".join(_reason(node, why) for node, why in waiting.items()))
+        if waiting:
+            time.sleep(POLL_SECONDS)
+
+
+def why_not_ready(node: LabNode, shape: Shape) -> str:
+    """What the node's agent still lacks, in words; empty when nothing."""
+    try:
+        return "; ".join(lacking(status(node), shape))
+    except LabError as error:
+        return str(error)
+
+
+def lacking(row: Mapping[str, Any], shape: Shape) -> list[str]:
+    """What keeps an agent with this status from carrying the traffic of the whole lab."""
+    wants = []
+    wanted = "on" if shape.encrypt else "off"
+    if row["encryption"] != wanted:
+        wants.append(f"encryption is {row['encryption']}, not {wanted}")
+    peers = row["peers"]
+    if len(peers) != shape.nodes - 1:
+        wants.append(f"it knows {len(peers)} peers of {shape.nodes - 1}")
+    if shape.encrypt:
+        wants += [
+            f"{peer['node']} is {peer['state']}" + (f" ({peer['why']})" if peer["why"] else "")
+            for peer in peers
+            if not (peer["state"] == "ready" and peer["confirmed"])
+        ]
+    wants += [
+        f"{table['name']}: {table['applied']} of {table['desired']} rows stand"
+        for table in row["tables"]
+        if table["applied"] != table["desired"] or table["failed"]
+    ]
+    return wants
+
+
+def log_tail(node: LabNode) -> str:
+    """The last lines of the agent's log."""
+    with suppress(OSError):
+        lines = node.log.read_text(errors="replace").splitlines()[-TAIL_LINES:]
+        return "\n".join(f"  {node.name}| {line}" for line in lines) or f"  {node.log} is empty"
+    return f"  there is no {node.log}"
+
+
+def _reason(node: LabNode, why: str) -> str:
+    return f"the agent of {node.name} is not ready: {why}\n{log_tail(node)}"

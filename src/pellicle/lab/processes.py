@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Processes that outlive the one that started them, and are never mistaken for another.
+
+A process is its pid together with its start time: a pid that was given to somebody else
+has another start time. Signals go through a pidfd (pidfd_open(2)), so that nothing can
+change between the look and the signal.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic
+from typing import Final
+
+from pellicle.kernel import netns
+
+DEFAULTED: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGPIPE, signal.SIGQUIT, signal.SIGHUP)
+"""Whatever the starter ignores or blocks, its child begins like any program."""
+PROC: Final = Path("/proc")
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    pid: int
+    started: int
+    """Clock ticks after boot (proc(5), stat field 22)."""
+
+
+def spawn(argv: Sequence[str], namespace: str, log: Path, pid_file: Path) -> Process:
+    """Start `argv` in a network namespace and its own session, its output appended to `log`."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    actions = [
+        (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+        (os.POSIX_SPAWN_OPEN, 1, str(log), flags, 0o600),
+        (os.POSIX_SPAWN_DUP2, 1, 2),
+    ]
+    # The child inherits the namespace of the thread that starts it.
+    with netns.inside(namespace):
+        pid = os.posix_spawn(
+            argv[0],
+            list(argv),
+            os.environ,
+            file_actions=actions,
+            setsid=True,
+            setsigmask=(),
+            setsigdef=DEFAULTED,
+        )
+    process = Process(pid, _started(pid) or 0)
+    fresh = pid_file.with_suffix(".new")
+    fresh.write_text(json.dumps({"pid": process.pid, "started": process.started}))
+    fresh.rename(pid_file)
+    return process
+
+
+def read_pid_file(pid_file: Path) -> Process | None:
+    """The process that `pid_file` names, if it still runs."""
+    try:
+        row = json.loads(pid_file.read_text())
+        process = Process(int(row["pid"]), int(row["started"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return process if is_running(process) else None
+
+
+def is_running(process: Process) -> bool:
+    """Whether exactly this process lives. A dead child of ours is reaped on the way."""
+    with suppress(ChildProcessError):
+        if os.waitpid(process.pid, os.WNOHANG)[0]:
+            return False
+    return _started(process.pid) == process.started
+
+
+def send_signal(process: Process, number: signal.Signals) -> bool:
+    """Signal exactly this process; False when it is gone."""
+    with _handle(process) as pidfd:
+        if pidfd is None:
+            return False
+        try:
+            signal.pidfd_send_signal(pidfd, number)
+        except ProcessLookupError:
+            return False
+        return True
+
+
+def stop(processes: Iterable[Process], seconds: float) -> tuple[Process, ...]:
+    """SIGTERM to all, SIGKILL after `seconds`. Returns those that had to be killed."""
+    running = [process for process in processes if send_signal(process, signal.SIGTERM)]
+    deadline = monotonic() + seconds
+    stubborn = tuple(row for row in running if not wait_end(row, deadline - monotonic()))
+    for process in stubborn:
+        send_signal(process, signal.SIGKILL)
+    for process in stubborn:
+        if not wait_end(process, seconds):
+            raise TimeoutError(f"process {process.pid} does not die, even of SIGKILL")
+    return stubborn
+
+
+def wait_end(process: Process, seconds: float) -> bool:
+    """Whether it ended within `seconds`; a child of ours is reaped."""
+    with _handle(process) as pidfd:
+        if pidfd is not None:
+            poll = select.poll()
+            poll.register(pidfd, select.POLLIN)
+            if not poll.poll(max(0.0, seconds) * 1000):
+                return False
+    is_running(process)
+    return True
+
+
+def inside(namespaces: Iterable[str]) -> tuple[Process, ...]:
+    """Every process that lives in one of these network namespaces, ourselves excepted."""
+    wanted = {inode for name in namespaces if (inode := _inode(Path("/run/netns") / name))}
+    pids = [int(path.name) for path in PROC.iterdir() if path.name.isdecimal()]
+    found = [
+        Process(pid, started)
+        for pid in pids
+        if pid != os.getpid()
+        and wanted
+        and (started := _started(pid)) is not None
+        and _inode(PROC / str(pid) / "ns/net") in wanted
+    ]
+    # Looked at once more: the pid could have changed hands between the two looks.
+    return tuple(process for process in found if _started(process.pid) == process.started)
+
+
+@contextmanager
+def _handle(process: Process) -> Iterator[int | None]:
+    """A pidfd of exactly this process, None when it is gone."""
+    try:
+        pidfd = os.pidfd_open(process.pid)
+    except ProcessLookupError:
+        yield None
+        return
+    try:
+        # The start time is read while the pidfd is held: if it is right, the pidfd is.
+        yield pidfd if _started(process.pid) == process.started else None
+    finally:
+        os.close(pidfd)
+
+
+def _started(pid: int) -> int | None:
+    """Start time of a living process; None for a dead one, a zombie included."""
+    try:
+        stat = (PROC / str(pid) / "stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    # The name may hold spaces and brackets: what follows the last bracket is regular.
+    fields = stat.rpartition(")")[2].split()
+    return None if fields[0] in "ZX" else int(fields[19])
+
+
+def _inode(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
