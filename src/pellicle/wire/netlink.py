@@ -131,6 +131,14 @@ class Rule:
     destination: Network | None = None
     protocol: int = PROTOCOL
 
+    def __post_init__(self) -> None:
+        if self.mark and not self.mask:
+            raise ValueError("a rule's mark without a mask would match every packet")
+        for name in ("source", "destination"):
+            prefix = getattr(self, name)
+            if prefix is not None and not prefix.prefixlen:
+                object.__setattr__(self, name, None)
+
 
 def put_route(route: Route) -> Request:
     """Adds the route or replaces the one with its key."""
@@ -200,14 +208,14 @@ def read_rule(reply: Reply) -> Rule | None:
     if family not in _VERSION or action != _FR_ACT_TO_TBL:
         return None
     found = attributes(reply.body, _ROW.size)
-    protocol = found.get(_FRA_PROTOCOL, b"\0")
+    protocol, mask = found.get(_FRA_PROTOCOL, b"\0"), read_u32(found, _FRA_FWMASK)
     to, source = found.get(_FRA_DST), found.get(_FRA_SRC)
     return Rule(
         family=_VERSION[family],
         priority=read_u32(found, _FRA_PRIORITY),
         table=read_u32(found, _FRA_TABLE, table),
-        mark=read_u32(found, _FRA_FWMARK),
-        mask=read_u32(found, _FRA_FWMASK),
+        mark=read_u32(found, _FRA_FWMARK) if mask else 0,
+        mask=mask,
         source=_prefix(family, source, from_bits) if source else None,
         destination=_prefix(family, to, to_bits) if to else None,
         protocol=protocol[0] if protocol else 0,
