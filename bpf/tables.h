@@ -95,7 +95,10 @@ struct {
 } ipcache SEC(".maps");
 
 /* the cluster's CIDRs: an address in here that the ipcache does not know is never "the world" */
-struct cidr { __u32 prefixlen; struct addr addr; };	/* prefixlen of the 128-bit form: IPv4 /16 is 112 */
+struct cidr {
+	__u32 prefixlen;	/* of the 128-bit form: IPv4 /16 is 112 */
+	struct addr addr;	/* right behind it: the trie would compare padding too */
+} __attribute__((packed));
 struct cidr_row { __u32 flags; };
 struct {
 	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
