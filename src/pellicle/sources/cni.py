@@ -268,8 +268,9 @@ class Cni:
         found = (await _blocking(veth.devices)).get(device)
         if found is None:
             return False
+        limit = asyncio.timeout(seconds)
         try:
-            async with asyncio.timeout(seconds) as limit:
+            async with limit:
                 await self._datapath.ready(endpoint, found.index)
         except TimeoutError:
             if not limit.expired():

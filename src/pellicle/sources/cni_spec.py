@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the CNI specification says, as far as the agent needs it: requests, results, errors.
 
-Nothing here touches the world. Versions 0.4.0, 1.0.0 and 1.1.0 of the protocol are spoken;
+Nothing here touches the world. The plugin has refused already what a network configuration
+must not say; what is checked here is what would do harm. Versions 0.4.0, 1.0.0 and 1.1.0 of the protocol are spoken;
 they differ in the shape of a result, and only the last has GC and STATUS.
 """
 
@@ -24,11 +25,6 @@ DEFAULT_NAMESPACE = "default"
 NO_IDENTITY = IdentityNumber(0)
 """Of an endpoint that is still being made."""
 
-# Keys of a network configuration that mean something here, or come from the runtime.
-_KNOWN_KEYS = frozenset(
-    {"cniVersion", "name", "type", "args", "capabilities", "dns", "ipMasq", "labels", "prevResult"}
-    | {"runtimeConfig", "socket", "timeout"}
-)
 _IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _INTERFACE = re.compile(r"[A-Za-z0-9._@-]{1,15}")
 
@@ -135,7 +131,7 @@ def parse(arguments: Mapping[str, Any]) -> Request:
             why = f"CNI_IFNAME {request.ifname!r} is not a name for a network device"
             raise CniError(Code.INVALID_ENVIRONMENT, why)
     if request.command == "ADD":
-        _refuse_unsupported(request)
+        _refuse_version(request)
     return request
 
 
@@ -236,21 +232,10 @@ def plug_of(endpoint: Endpoint) -> Plug | None:
     return None if made is None else Plug(made.container_id, made.interface)
 
 
-def _refuse_unsupported(request: Request) -> None:
-    config = request.config
+def _refuse_version(request: Request) -> None:
     if request.version not in VERSIONS:
         why = f"cniVersion {request.version!r} is not spoken here, only {', '.join(VERSIONS)}"
         raise CniError(Code.INCOMPATIBLE_VERSION, why)
-    if config.get("prevResult") is not None:
-        why = "prevResult: Pellicle cannot run behind another plugin yet"
-        hint = "make pellicle-cni the first plugin of the list; others may follow it"
-        raise CniError(Code.UNSUPPORTED_FIELD, why, hint)
-    if config.get("ipMasq"):
-        raise CniError(Code.UNSUPPORTED_FIELD, "ipMasq: true is not supported")
-    unknown = sorted(key for key in config if key not in _KNOWN_KEYS and "/" not in key)
-    if unknown:
-        why = f"{unknown[0]}: {config[unknown[0]]!r} in the network configuration is not supported"
-        raise CniError(Code.UNSUPPORTED_FIELD, why, f"known: {', '.join(sorted(_KNOWN_KEYS))}")
 
 
 def _label_map(value: Any, where: str, code: Code) -> dict[str, str]:
