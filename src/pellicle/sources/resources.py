@@ -18,6 +18,7 @@ from typing import Any, Generic, TypeAlias, TypeVar
 
 import yaml
 
+from pellicle import values
 from pellicle.facts import (
     FIRST_CLAIMED_IDENTITY,
     Attachment,
@@ -40,7 +41,6 @@ from pellicle.identity import (
     checked,
     is_claimable,
 )
-from pellicle.sources import values
 from pellicle.sources.shapes import (
     AttachmentShape,
     EndpointShape,
@@ -49,7 +49,7 @@ from pellicle.sources.shapes import (
     OfferShape,
     shape,
 )
-from pellicle.sources.values import FieldError, did_you_mean, shown
+from pellicle.values import FieldError, did_you_mean, shown
 from pellicle.wire.yaml import Tree, YamlError, documents
 
 API_VERSION = "pellicle.dev/v1"

@@ -13,7 +13,7 @@ from typing import Annotated, Any, TypeVar, get_args
 import msgspec
 from msgspec import Meta, Struct
 
-from pellicle.sources.values import FieldError, did_you_mean
+from pellicle.values import FieldError, did_you_mean
 from pellicle.wire.yaml import Tree
 
 U32 = Annotated[int, Meta(ge=0, le=(1 << 32) - 1)]

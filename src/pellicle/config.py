@@ -1,0 +1,272 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Flags > environment > file > defaults → one frozen `Config`, or everything that is wrong with it.
+
+Pure: the environment, the text of the file and the hostname are passed in. Each value
+remembers where it came from; each complaint names the setting, its origin and the way
+out, and all of them are made at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
+from pathlib import Path, PurePath
+from types import MappingProxyType
+from typing import Any, Final
+
+from pellicle.facts import Address, Network, NodeName
+from pellicle.settings import (
+    ENVIRONMENT_PREFIX,
+    SETTINGS,
+    Attach,
+    Engine,
+    LogFormat,
+    LogLevel,
+    OuterFamily,
+    Setting,
+)
+from pellicle.values import did_you_mean, shown
+from pellicle.wire.yaml import Tree, YamlError, documents
+
+__all__ = [
+    "SETTINGS",
+    "Attach",
+    "Config",
+    "ConfigError",
+    "ConfigFile",
+    "Engine",
+    "Explained",
+    "LogFormat",
+    "LogLevel",
+    "OuterFamily",
+    "Setting",
+    "load",
+]
+
+_BY_NAME: Final[Mapping[str, Setting]] = MappingProxyType({s.name: s for s in SETTINGS})
+_DEFAULT: Final = "default"
+_TYPO: Final = 0.85
+"""How near a variable must come to ours to be a misspelling and not someone else's."""
+
+
+class ConfigError(ValueError):
+    """The configuration cannot be used; one line in `problems` for each thing to mend."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = tuple(problems)
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigFile:
+    """The file that was named, and its text."""
+
+    path: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Explained:
+    """One setting, for people."""
+
+    name: str
+    value: str
+    origin: str
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """All that the agent was told. Fields are described in `SETTINGS`."""
+
+    node_name: NodeName
+    directory: Path
+    enable_encrypt_l3: bool
+    engine: Engine
+    uplink: str | None
+    addresses: tuple[Address, ...]
+    pod_cidrs: tuple[Network, ...]
+    cluster_cidrs: tuple[Network, ...]
+    psk_file: Path | None
+    run_dir: Path
+    bpffs: Path
+    route_table: int
+    drain_seconds: float
+    sa_packet_limit: int
+    flow_interval: float
+    refresh_seconds: float
+    log_level: LogLevel
+    log_format: LogFormat
+    attach: Attach
+    outer_family: OuterFamily
+    origins: Mapping[str, str] = field(
+        default_factory=lambda: MappingProxyType({}), compare=False, repr=False
+    )
+
+    def explain(self) -> tuple[Explained, ...]:
+        """Each setting, its value, and where it came from."""
+        return tuple(
+            Explained(s.name, _words(getattr(self, s.name), s), self.origins.get(s.name, _DEFAULT))
+            for s in SETTINGS
+        )
+
+
+def load(
+    flags: Mapping[str, Any],
+    environment: Mapping[str, str],
+    file: ConfigFile | None,
+    hostname: str,
+) -> Config:
+    """The configuration, or a `ConfigError`.
+
+    `flags` by the settings' names: texts, numbers, booleans, or sequences of texts for lists;
+    None is as good as absent.
+    """
+    problems: list[str] = []
+    given = {"node_name": _Given([hostname.lower()], "hostname")}
+    given |= {s.name: _Given([s.default], _DEFAULT) for s in SETTINGS if s.default is not None}
+    for layer in (_from_file(file, problems), _from_environment(environment, problems)):
+        given |= layer
+    given |= _from_flags(flags)
+    values = {}
+    for setting in SETTINGS:
+        try:
+            values[setting.name] = _value(setting, given.get(setting.name))
+        except ValueError as error:
+            problems.append(_complaint(setting.name, given[setting.name].origin, error))
+    origins = MappingProxyType({name: found.origin for name, found in given.items()})
+    if not problems:
+        config = Config(**values, origins=origins)
+        problems += _contradictions(config)
+        if not problems:
+            return config
+    raise ConfigError(problems)
+
+
+@dataclass(frozen=True, slots=True)
+class _Given:
+    texts: Sequence[str]
+    origin: str
+
+
+def _value(setting: Setting, given: _Given | None) -> Any:
+    if given is None:
+        return () if setting.is_list else None
+    value = setting.read(setting.name, given.texts)
+    return Path(value) if isinstance(value, PurePath) else value
+
+
+def _complaint(name: str, origin: str, error: ValueError) -> str:
+    return f"{name} (from {origin}): {str(error).removeprefix(f'{name}: ')}"
+
+
+def _from_flags(flags: Mapping[str, Any]) -> Iterator[tuple[str, _Given]]:
+    for name, said in flags.items():
+        setting = _BY_NAME[name]
+        if said is None or (setting.is_list and not said):
+            continue
+        if isinstance(said, (list, tuple)):
+            texts = [part for item in said for part in _split(str(item))]
+        elif isinstance(said, bool):
+            texts = ["true" if said else "false"]
+        else:
+            texts = _split(str(said)) if setting.is_list else [str(said)]
+        yield name, _Given(texts, setting.flag)
+
+
+def _from_environment(
+    environment: Mapping[str, str], problems: list[str]
+) -> Iterator[tuple[str, _Given]]:
+    known = {setting.variable: setting for setting in SETTINGS}
+    for variable, text in environment.items():
+        if variable in known and text:
+            setting = known[variable]
+            yield setting.name, _Given(_split(text) if setting.is_list else [text], variable)
+        elif variable not in known and variable.startswith(ENVIRONMENT_PREFIX):
+            # Kubernetes puts PELLICLE_PORT and the like there for a service of that name.
+            near = get_close_matches(variable, known, n=1, cutoff=_TYPO)
+            problems += [f"{variable} (from the environment): did you mean {n}?" for n in near]
+
+
+def _from_file(file: ConfigFile | None, problems: list[str]) -> Iterator[tuple[str, _Given]]:
+    if file is None:
+        return
+    try:
+        trees = list(documents(file.text))
+    except YamlError as error:
+        problems.append(f"{file.path}: {error}")
+        return
+    if not trees or trees == [""]:
+        return
+    if len(trees) > 1 or not isinstance(trees[0], dict):
+        problems.append(f"{file.path}: must be one mapping of settings, for example: uplink: eth0")
+        return
+    for key, tree in trees[0].items():
+        name = key.replace("-", "_")
+        if name not in _BY_NAME:
+            problems.append(
+                f"{file.path}: unknown setting {shown(key)}: {did_you_mean(name, _BY_NAME)}"
+            )
+            continue
+        texts = _texts(tree, _BY_NAME[name])
+        if texts is None:
+            wanted = "a list of texts" if _BY_NAME[name].is_list else "a single value"
+            problems.append(f"{name} (from {file.path}): must be {wanted}")
+        elif texts:
+            yield name, _Given(texts, file.path)
+
+
+def _texts(tree: Tree, setting: Setting) -> Sequence[str] | None:
+    """What the file says, empty for nothing; None when it has the wrong shape."""
+    if isinstance(tree, str):
+        if tree in {"", "~", "null"}:
+            return ()
+        return _split(tree) if setting.is_list else (tree,)
+    texts = [item for item in tree if isinstance(item, str)] if isinstance(tree, list) else None
+    return texts if setting.is_list and texts is not None and len(texts) == len(tree) else None
+
+
+def _split(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _contradictions(config: Config) -> Iterator[str]:
+    """What is right by itself and wrong together."""
+
+    def about(name: str, why: str) -> str:
+        return f"{name} (from {config.origins.get(name, _DEFAULT)}): {why}"
+
+    if config.enable_encrypt_l3 and config.psk_file is None:
+        fix = "name the file with the shared secret (--psk-file)"
+        yield about("psk_file", f"not set, but enable_encrypt_l3 is: {fix}")
+    if config.enable_encrypt_l3 and not config.cluster_cidrs:
+        why = "without them an unknown pod would be taken for the outside world"
+        yield about("cluster_cidrs", f"not set, but enable_encrypt_l3 is: {why}")
+    for cidr in config.pod_cidrs:
+        if not any(_is_inside(cidr, whole) for whole in config.cluster_cidrs):
+            inside = ", ".join(map(str, config.cluster_cidrs)) or "not set"
+            yield about("pod_cidrs", f"{cidr} does not lie inside cluster_cidrs ({inside})")
+    for address in config.addresses:
+        if any(address in cidr for cidr in config.pod_cidrs):
+            yield about("addresses", f"{address} lies in pod_cidrs, where only pods can be")
+    family = str(config.outer_family)
+    families = {str(address.version) for address in config.addresses}
+    if families and family not in {OuterFamily.AUTO, *families}:
+        yield about("outer_family", f"IPv{family}, but addresses has no IPv{family} address")
+
+
+def _is_inside(cidr: Network, whole: Network) -> bool:
+    return cidr.version == whole.version and cidr.subnet_of(whole)  # type: ignore[arg-type]
+
+
+def _words(value: Any, setting: Setting) -> str:
+    if value is None or value == ():
+        return f"({setting.unset})"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        return f"{value:g}s"
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+assert {f.name for f in fields(Config)} == {"origins", *_BY_NAME}
