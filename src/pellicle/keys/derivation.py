@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From two offers to the keys of their SAs: RFC 7748 and RFC 5869, both sides alone.
+
+shared = X25519(own private half, the peer's public key)
+prk    = HKDF-Extract(salt = pair salt of the pre-shared secret, shared)      SHA-256
+okm    = HKDF-Expand(prk, info "esp", key bytes + 4) = key ‖ salt             for each SA
+spi    = HKDF-Expand(prk, info "spi", 4), its last 2 bits replaced by n       for each direction
+pair   = first 8 bytes of SHA-256(info "pair")
+
+info   +----+-------+--------+--------+----------------+----------------+---------------+
+       | u8 | label | u8     | cipher |     end A      |     end B      | n: u8         |
+       |    |       | ("esp", "spi")  |                |                | (only "esp")  |
+       +----+-------+--------+--------+----------------+----------------+---------------+
+       label "pellicle esp 1", "pellicle spi 1" or "pellicle pair 1"; A sends and B receives,
+       for "pair" the end whose name sorts first (by its bytes) stands first.
+
+end    +-------+-----------+---------------+-------+------------+------------+
+       | u16 k | node name | outer address | epoch | boot nonce | public key |
+       |       |  k bytes  |   16 bytes    |  u32  |  16 bytes  |  32 bytes  |
+       +-------+-----------+---------------+-------+------------+------------+
+       IPv4 is written ::ffff:a.b.c.d. All integers are big endian.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address
+
+from pellicle.facts import Address, Cipher, NodeName, Offer, PairId, Spi
+from pellicle.keys.offers import OwnOffer
+from pellicle.keys.secret import HASH, Secret
+
+SAS_PER_PAIR = 4
+"""In each direction; `SAS_PER_PAIR` of bpf/tables.h."""
+SALT_BYTES = 4
+"""RFC 4106 §4, RFC 7634 §2."""
+CIPHER_KEY_BYTES = {
+    Cipher.CHACHA20_POLY1305: 32,
+    Cipher.AES_128_GCM: 16,
+    Cipher.AES_256_GCM: 32,
+}
+FIRST_SPI = 256
+"""RFC 4303 §2.1: 1 to 255 are reserved."""
+
+_MAPPED = bytes(10) + b"\xff\xff"
+_HASH_BYTES = 32
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """One end of a pair: all that its keys are bound to."""
+
+    name: NodeName
+    address: Address
+    """The outer one."""
+    offer: Offer
+
+    def encode(self) -> bytes:
+        name, address, offer = self.name.encode(), self.address, self.offer
+        return b"".join(
+            (
+                len(name).to_bytes(2, "big"),
+                name,
+                (_MAPPED if isinstance(address, IPv4Address) else b"") + address.packed,
+                offer.epoch.to_bytes(4, "big"),
+                offer.boot_nonce,
+                offer.public_key,
+            )
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class SaKeys:
+    """What one SA needs."""
+
+    spi: Spi
+    key: bytes = field(repr=False)
+    salt: bytes = field(repr=False)
+
+
+def pair_id(one: End, other: End) -> PairId:
+    """The name of the pair, the same on both nodes; never 0."""
+    first, second = sorted((one, other), key=lambda end: end.name.encode())
+    digest = hashlib.sha256(_prefixed(b"pellicle pair 1") + first.encode() + second.encode())
+    return PairId(int.from_bytes(digest.digest()[:8], "big") or 1)
+
+
+def extract(secret: Secret, own: OwnOffer, peer: Offer) -> bytes:
+    """The pseudo-random key of two offers. ValueError if the peer's key is of low order."""
+    return hmac.digest(secret.pair_salt, own.shared(peer.public_key), HASH)
+
+
+def expand_sas(prk: bytes, cipher: Cipher, sender: End, receiver: End) -> tuple[SaKeys, ...]:
+    """The SAs of one direction, by number."""
+    bound = _prefixed(cipher.value.encode()) + sender.encode() + receiver.encode()
+    first = _first_spi(_expand(prk, _prefixed(b"pellicle spi 1") + bound, 4))
+    esp = _prefixed(b"pellicle esp 1") + bound
+    length = CIPHER_KEY_BYTES[cipher]
+    sas = []
+    for number in range(SAS_PER_PAIR):
+        okm = _expand(prk, esp + bytes((number,)), length + SALT_BYTES)
+        sas.append(SaKeys(Spi(first + number), okm[:length], okm[length:]))
+    return tuple(sas)
+
+
+def _first_spi(raw: bytes) -> int:
+    spi = int.from_bytes(raw, "big") // SAS_PER_PAIR * SAS_PER_PAIR
+    return spi if spi >= FIRST_SPI else spi + FIRST_SPI
+
+
+def _prefixed(word: bytes) -> bytes:
+    return len(word).to_bytes(1, "big") + word
+
+
+def _expand(prk: bytes, info: bytes, length: int) -> bytes:
+    """HKDF-Expand, RFC 5869 §2.3."""
+    block = okm = b""
+    for counter in range(1, -(-length // _HASH_BYTES) + 1):
+        block = hmac.digest(prk, block + info + bytes((counter,)), HASH)
+        okm += block
+    return okm[:length]

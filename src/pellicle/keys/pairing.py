@@ -1,0 +1,369 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The key ring: from the nodes' records and the datapath's word to SAs, without a handshake.
+
+Level-triggered and free of clocks: tell it what is so, in any order and as often as you like,
+then ask for the plan. It promises that
+  - no SA's key is ever put twice: each pair of offers is planned once, and what broke or was
+    removed needs a new offer of ours;
+  - a node is sent to only on a pair that it was seen to use itself, hence can open;
+  - a pair is taken away only when the peer is known to send on a better one, or is gone.
+See pair.py for the life of a pair, own.py for that of our offers, peer.py for the end of both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import MappingProxyType
+
+from pellicle.facts import Address, Cipher, Node, NodeName, Offer, PairId, Rejected
+from pellicle.keys.derivation import extract
+from pellicle.keys.offers import fingerprint
+from pellicle.keys.own import PUBLISH_SECONDS, ROTATION_SECONDS, Own, OwnOffers
+from pellicle.keys.pair import Pair, adopted, plan_sas
+from pellicle.keys.peer import Peer, Record, Rules, read_record
+from pellicle.keys.rows import (
+    Direction,
+    KeyPlan,
+    LocalNode,
+    OfferState,
+    OwnKeys,
+    PeerKeys,
+    PeerState,
+    ProbeKind,
+    Sa,
+    SaKey,
+)
+from pellicle.keys.secret import Secret
+
+__all__ = [
+    "Direction", "KeyPlan", "Keyring", "LocalNode", "OfferState", "OwnKeys", "PeerKeys",
+    "PeerState", "ProbeKind", "Sa", "SaKey",
+]  # fmt: skip
+
+DERIVATIONS_PER_PLAN = 512
+"""More would hold up everything else for too long; the rest follows in the next plan."""
+LIFETIME_SECONDS = 86400.0
+"""Of an offer, before the next one is made."""
+PROBED_SA = 0
+"""One SA answers for all of its pair."""
+
+
+class Keyring:
+    """All keys of one node."""
+
+    def __init__(
+        self,
+        node: LocalNode,
+        secret: Secret,
+        random: Callable[[int], bytes],
+        cipher: Cipher = Cipher.CHACHA20_POLY1305,
+        drain_seconds: float = 10.0,
+        packet_limit: int = 2**40,
+        outer_family: str = "auto",
+        lifetime_seconds: float = LIFETIME_SECONDS,
+    ) -> None:
+        self._local = node
+        self._rules = Rules(node, secret, cipher, outer_family)
+        self._random = random
+        self._drain = drain_seconds
+        self._packet_limit = packet_limit
+        self._lifetime = lifetime_seconds
+        self._peers: dict[NodeName, Peer] = {}
+        self._pairs: dict[PairId, Pair] = {}
+        self._strays: dict[Address, Peer] = {}
+        """Of adopted pairs whose node no record names."""
+        self._own: OwnOffers | None = None
+        self._sending: frozenset[PairId] | None = None
+        self._must_rotate = False
+        self._is_listed = False
+        self._sas: Mapping[SaKey, Sa] | None = None
+        self._refused: tuple[Rejected, ...] = ()
+
+    # --- what is so --------------------------------------------------------------------------
+
+    def start(self, published: Iterable[Offer], standing: Iterable[Sa]) -> None:
+        """Once, before anything else: what an earlier life of this node left behind."""
+        rows = list(standing)
+        self._pairs = adopted(rows)
+        epochs = {pair.local_epoch for pair in self._pairs.values()}
+        self._own = OwnOffers(self._local.name, self._rules.secret, self._random, published, epochs)
+        for pair in self._pairs.values():
+            stray = self._strays.setdefault(pair.node, Peer(NodeName(str(pair.node))))
+            stray.pairs[pair.id] = pair
+        self.standing(rows)
+
+    def peers(self, nodes: Mapping[NodeName, Node]) -> None:
+        """All other nodes, as their records say now."""
+        self._is_listed = True
+        holders: dict[Address, NodeName] = dict.fromkeys(self._local.addresses, self._local.name)
+        refused = []
+        known = [name for name in self._peers if name in nodes]
+        for name in (*known, *sorted(nodes.keys() - self._peers.keys() - {self._local.name})):
+            node = nodes[name]
+            rival = next((holders[a] for a in node.addresses if a in holders), None)
+            if rival is not None:
+                why = f"an address of it belongs to node {rival}"
+                refused.append(Rejected(f"record of node {name}", "addresses", why))
+                self._refuse(name, why)
+                continue
+            holders.update(dict.fromkeys(node.addresses, name))
+            self._read(name, node)
+        for name in self._peers.keys() - nodes.keys():
+            self._refuse(name, "is gone")
+            self._peers[name].node = None
+        self._refused = tuple(refused)
+
+    def _read(self, name: NodeName, node: Node) -> None:
+        peer = self._peers.setdefault(name, Peer(name))
+        if peer.node is node or peer.node == node:
+            return
+        peer.node, peer.record = node, read_record(node, self._rules)
+        stray = self._strays.pop(node.addresses[0], None) if node.addresses else None
+        if stray:
+            for pair in stray.pairs.values():
+                pair.rank_between(self._local.name, name)
+            peer.pairs.update(stray.pairs)
+
+    def _refuse(self, name: NodeName, why: str) -> None:
+        peer = self._peers.setdefault(name, Peer(name))
+        peer.node, peer.record = None, Record(state=PeerState.NO_OFFER, why=why)
+
+    def standing(self, rows: Iterable[Sa]) -> None:
+        """All SAs that stand in the kernel now."""
+        ins = dict.fromkeys(self._pairs, 0)
+        outs = dict.fromkeys(self._pairs, 0)
+        seen: set[PairId] = set()
+        for sa in rows:
+            if sa.pair not in ins:
+                continue
+            if sa.direction is Direction.OUT:
+                outs[sa.pair] |= 1 << sa.number
+                continue
+            ins[sa.pair] |= 1 << sa.number
+            if sa.first_seen:
+                seen.add(sa.pair)
+        for id_ in seen:
+            self._pairs[id_].see()
+        has_broken = False
+        for id_, pair in self._pairs.items():
+            if pair.stand(ins[id_], outs[id_]):
+                self._sas = None
+                has_broken |= pair.has_just_broken
+        if has_broken:
+            for peer in self._peers.values():
+                peer.doubt_below_broken()
+
+    def sending(self, pairs: Iterable[PairId]) -> None:
+        """All pairs that the kernel's encryption table names now.
+
+        A peer is answered, and a pair taken away, only on the strength of this, so that both
+        hold even if this agent dies at once. Never called: the last plan is taken for done.
+        """
+        self._sending = frozenset(pairs)
+
+    def confirmed(self, pair: PairId) -> None:
+        """The datapath authenticated the first packet on an inbound SA of `pair`."""
+        if pair in self._pairs:
+            self._pairs[pair].hear()
+
+    def probe(self, pair: PairId, kind: ProbeKind) -> None:
+        """A probe of the peer came in on `pair`."""
+        if pair in self._pairs:
+            self._pairs[pair].hear(
+                is_asked=kind == ProbeKind.ASK, is_answered=kind == ProbeKind.ANSWER
+            )
+
+    def spent(self, pair: PairId) -> None:
+        """An outbound SA of `pair` nears its last sequence number."""
+        if pair in self._pairs:
+            self._pairs[pair].is_spent = True
+
+    def rotate(self) -> None:
+        """Make a new offer as soon as the last rotation is over."""
+        self._must_rotate = True
+
+    # --- what ought to be ---------------------------------------------------------------------
+
+    def plan(self, now: float) -> KeyPlan:
+        """What ought to be, given all that was said. Probes in it count as sent."""
+        assert self._own, "start() comes first"
+        own = self._own
+        sending = self._sending
+        if sending is None:
+            sending = frozenset(pair.id for pair in self._chosen().values())
+        is_derived = True
+        if self._is_listed:
+            is_derived = self._offer(own, now)
+            for peer in (*self._peers.values(), *self._strays.values()):
+                self._end_pairs(peer, sending, now)
+            self._forget_gone()
+        known = [peer for peer in self._peers.values() if peer.node]
+        chosen = self._chosen()
+        return KeyPlan(
+            offers=own.published,
+            sas=self._wanted(),
+            sends=MappingProxyType({name: pair.id for name, pair in chosen.items()}),
+            probes=tuple(self._probes(sending, now)),
+            peers=tuple(peer.keys(chosen.get(peer.name), own.newest, now) for peer in known),
+            own=tuple(self._own_keys(own)),
+            rejected=(
+                *own.rejected,
+                *self._refused,
+                *(r for p in known for r in p.record.rejected),
+            ),
+            wake=min(self._wakes(own, sending, now), default=None) if is_derived else now,
+        )
+
+    def _offer(self, own: OwnOffers, now: float) -> bool:
+        """Make, publish and withdraw our offers. False: pairs are left to derive."""
+        budget = DERIVATIONS_PER_PLAN
+        has_changed = True
+        while has_changed:
+            is_broken = self._is_broken(own)
+            if self._must_make(own, is_broken, now):
+                self._must_rotate = False
+                own.make(now, is_forced=is_broken)
+            for peer in (*self._peers.values(), *self._strays.values()):
+                peer.match(self._local, own.all, own.version)
+                while peer.todo and budget:
+                    budget -= self._derive(peer, *peer.todo.pop())
+            has_changed = self._advance(own, now)
+        return budget > 0
+
+    def _is_broken(self, own: OwnOffers) -> bool:
+        """Whether some peer can be agreed with only by a new offer of ours."""
+        newest = own.newest
+        if newest is None:
+            return False
+        for peer in self._peers.values():
+            best = peer.best
+            if best is None or best not in newest.used:
+                continue
+            pair = self._pairs.get(best)
+            if pair is None or pair.is_lost or pair.is_spent:
+                return True
+        return False
+
+    def _must_make(self, own: OwnOffers, is_broken: bool, now: float) -> bool:
+        newest = own.newest
+        if newest is None:
+            return True
+        if newest.published_at is None or now < own.next_at:
+            return False
+        if is_broken:
+            if own.is_full:
+                own.withdraw_oldest()
+            return True
+        return not own.is_full and (self._must_rotate or now >= newest.made_at + self._lifetime)
+
+    def _derive(self, peer: Peer, own: Own, offer: Offer, id_: PairId) -> int:
+        """Plan a pair that never was; how many derivations it took."""
+        if id_ in own.used or own.half is None or peer.node is None:
+            return 0
+        own.used.add(id_)
+        local, theirs = peer.ends(self._local, own, offer)
+        prk = extract(self._rules.secret, own.half, offer)
+        sas = plan_sas(
+            prk, self._rules.cipher, local, theirs, id_, peer.node.addresses[0], self._packet_limit
+        )
+        pair = Pair(id_, peer.node.addresses[0], own.offer.epoch, offer.epoch, sas, own)
+        pair.rank_between(self._local.name, peer.name)
+        if not peer.has_spi_of(pair):
+            peer.pairs[id_] = self._pairs[id_] = pair
+            self._sas = None
+        return 1
+
+    def _advance(self, own: OwnOffers, now: float) -> bool:
+        """Publish the newest offer, withdraw the oldest; whether one of them was due."""
+        newest = own.newest
+        assert newest, "the first plan makes one"
+        if newest.published_at is None:
+            if now < newest.made_at + PUBLISH_SECONDS and not self._is_ready(newest):
+                return False
+            own.publish(now)
+            return True
+        if not own.is_full:
+            return False
+        everyone = (peer for peer in self._peers.values() if peer.record.offers)
+        if now < newest.published_at + ROTATION_SECONDS and not all(
+            p.has_moved(newest) for p in everyone
+        ):
+            return False
+        own.withdraw_oldest()
+        return True
+
+    def _is_ready(self, own: Own) -> bool:
+        """Whether every inbound SA that `own` makes possible stands."""
+        return all(
+            not peer.todo
+            and all(pair.has_ins or pair.is_lost for pair in peer.pairs.values() if pair.own is own)
+            for peer in self._peers.values()
+        )
+
+    def _chosen(self) -> dict[NodeName, Pair]:
+        chosen = ((peer.name, peer.choose()) for peer in self._peers.values())
+        return {name: pair for name, pair in chosen if pair}
+
+    def _end_pairs(self, peer: Peer, sending: frozenset[PairId], now: float) -> None:
+        peer.date(now)
+        for pair in list(peer.pairs.values()):
+            if pair.lose_if_overdue(now):
+                self._sas = None
+            ends_at = peer.ends_at(pair, self._drain, sending)
+            if ends_at is not None and now >= ends_at:
+                self._remove(peer, pair)
+        for pair in peer.surplus():
+            self._remove(peer, pair)
+
+    def _remove(self, peer: Peer, pair: Pair) -> None:
+        del peer.pairs[pair.id], self._pairs[pair.id]
+        self._sas = None
+
+    def _forget_gone(self) -> None:
+        for name in [n for n, peer in self._peers.items() if peer.is_gone and not peer.pairs]:
+            del self._peers[name]
+        for address in [a for a, stray in self._strays.items() if not stray.pairs]:
+            del self._strays[address]
+
+    def _wanted(self) -> Mapping[SaKey, Sa]:
+        """The same object as long as nothing changed."""
+        if self._sas is None:
+            wanted = (row for pair in self._pairs.values() for row in pair.wanted())
+            self._sas = MappingProxyType(dict(wanted))
+        return self._sas
+
+    def _probes(
+        self, sending: frozenset[PairId], now: float
+    ) -> Iterator[tuple[PairId, int, ProbeKind]]:
+        for peer in self._peers.values():
+            for pair in peer.pairs.values():
+                if pair.must_answer and peer.may_answer(pair, sending):
+                    pair.must_answer = False
+                    yield pair.id, PROBED_SA, ProbeKind.ANSWER
+                if pair.ask(now, peer.must_ask(pair)):
+                    yield pair.id, PROBED_SA, ProbeKind.ASK
+
+    def _own_keys(self, own: OwnOffers) -> Iterator[OwnKeys]:
+        for each in own.all:
+            if each.published_at is None:
+                state, why = OfferState.PREPARING, "its inbound SAs are being put in place"
+            elif each is own.all[-1]:
+                state, why = OfferState.CURRENT, "published"
+            else:
+                state, why = OfferState.RETIRING, "until every peer has answered on the newer one"
+            yield OwnKeys(each.offer.epoch, fingerprint(each.offer), state, why)
+
+    def _wakes(self, own: OwnOffers, sending: frozenset[PairId], now: float) -> Iterator[float]:
+        """When something becomes due that no input announces."""
+        newest = own.newest
+        if newest is None or newest.published_at is None:
+            if newest:
+                yield newest.made_at + PUBLISH_SECONDS
+            return
+        yield max(newest.made_at + self._lifetime, own.next_at)
+        if own.is_full:
+            yield newest.published_at + ROTATION_SECONDS
+        if now < own.next_at:
+            yield own.next_at
+        for peer in (*self._peers.values(), *self._strays.values()):
+            yield from (wake for wake in peer.wakes(self._drain, sending) if wake > now)

@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the key ring takes and gives: frozen rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum, StrEnum
+
+from pellicle.facts import Address, Epoch, NodeName, Offer, PairId, Rejected, Spi
+
+
+class Direction(StrEnum):
+    IN = "in"
+    OUT = "out"
+
+
+class ProbeKind(IntEnum):
+    """`enum probe_kind` of bpf/tables.h."""
+
+    ASK = 1
+    """Have you these keys?"""
+    ANSWER = 2
+    """I have them, and I send to you with them or with newer ones."""
+
+
+class PeerState(StrEnum):
+    """How far the keys with a peer are, in the words of the status."""
+
+    READY = "ready"
+    CONFIRMING = "confirming"
+    UNVERIFIED = "unverified"
+    NO_OFFER = "no-offer"
+    STALE = "stale"
+
+
+class OfferState(StrEnum):
+    """How far an offer of this node is."""
+
+    PREPARING = "preparing"
+    """Its inbound SAs are being put in place."""
+    CURRENT = "current"
+    RETIRING = "retiring"
+    """A newer one is published; peers are moving to it."""
+
+
+@dataclass(frozen=True, slots=True)
+class LocalNode:
+    """This node, as its own record says."""
+
+    name: NodeName
+    addresses: tuple[Address, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SaKey:
+    """Names an SA; holds whatever the keys of the maps `sa_in` and `sa_out` are made of."""
+
+    direction: Direction
+    pair: PairId
+    number: int
+    spi: Spi
+    source: Address
+    destination: Address
+
+    def __hash__(self) -> int:
+        """Cheap: tens of thousands of these are hashed in each plan."""
+        return hash((self.pair, self.number, self.direction is Direction.OUT))
+
+
+@dataclass(frozen=True, slots=True)
+class Sa:
+    """One security association, wanted or standing.
+
+    Key material is here only until the SA stands; it is never read back from the kernel.
+    """
+
+    direction: Direction
+    pair: PairId
+    number: int
+    spi: Spi
+    source: Address
+    """Outer."""
+    destination: Address
+    node: Address
+    """The peer's primary address."""
+    local_epoch: Epoch
+    peer_epoch: Epoch
+    sequence_limit: int = 0
+    """Outbound only: at this number the SA is spent."""
+    peer: NodeName = field(default=NodeName(""), compare=False)
+    key: bytes = field(default=b"", repr=False, compare=False)
+    salt: bytes = field(default=b"", repr=False, compare=False)
+    first_seen: int = field(default=0, compare=False)
+    """Standing inbound ones: when the first packet authenticated; 0: none has."""
+
+    @property
+    def at(self) -> SaKey:
+        return SaKey(
+            self.direction, self.pair, self.number, self.spi, self.source, self.destination
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class PeerKeys:
+    """How things stand with one peer."""
+
+    node: NodeName
+    state: PeerState
+    why: str
+    local_epoch: Epoch | None = None
+    peer_epoch: Epoch | None = None
+    pair: PairId | None = None
+    """The one that is sent on, or None: nothing can be sent."""
+    confirmed: bool = False
+    """The peer has answered on the newest pair: it sends with these keys too."""
+
+
+@dataclass(frozen=True, slots=True)
+class OwnKeys:
+    """How far an offer of this node is."""
+
+    epoch: Epoch
+    fingerprint: str
+    state: OfferState
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class KeyPlan:
+    """What ought to be. Equal inputs give equal plans, but for the probes."""
+
+    offers: tuple[Offer, ...]
+    """To publish, oldest first."""
+    sas: Mapping[SaKey, Sa]
+    sends: Mapping[NodeName, PairId]
+    """The pair to send to a peer on; a peer without one gets nothing."""
+    probes: tuple[tuple[PairId, int, ProbeKind], ...]
+    """To send now, once."""
+    peers: tuple[PeerKeys, ...]
+    own: tuple[OwnKeys, ...]
+    rejected: tuple[Rejected, ...]
+    wake: float | None
+    """When to plan again if nothing happens before."""
