@@ -33,6 +33,10 @@ class Process:
     """Clock ticks after boot (proc(5), stat field 22)."""
 
 
+_spawned: set[Process] = set()
+"""Ours to reap; a dead child that nobody waits for stays as a zombie."""
+
+
 def spawn(argv: Sequence[str], namespace: str, log: Path, pid_file: Path) -> Process:
     """Start `argv` in a network namespace and its own session, its output appended to `log`."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
@@ -53,6 +57,7 @@ def spawn(argv: Sequence[str], namespace: str, log: Path, pid_file: Path) -> Pro
             setsigdef=DEFAULTED,
         )
     process = Process(pid, _started(pid) or 0)
+    _spawned.add(process)
     fresh = pid_file.with_suffix(".new")
     fresh.write_text(json.dumps({"pid": process.pid, "started": process.started}))
     fresh.rename(pid_file)
@@ -70,11 +75,14 @@ def read_pid_file(pid_file: Path) -> Process | None:
 
 
 def is_running(process: Process) -> bool:
-    """Whether exactly this process lives. A dead child of ours is reaped on the way."""
-    with suppress(ChildProcessError):
-        if os.waitpid(process.pid, os.WNOHANG)[0]:
-            return False
-    return _started(process.pid) == process.started
+    """Whether exactly this process lives. A dead one that was spawned here is reaped."""
+    if process in _spawned:
+        with suppress(ChildProcessError):
+            os.waitpid(process.pid, os.WNOHANG)
+    is_alive = _started(process.pid) == process.started
+    if not is_alive:
+        _spawned.discard(process)
+    return is_alive
 
 
 def send_signal(process: Process, number: signal.Signals) -> bool:
@@ -103,7 +111,7 @@ def stop(processes: Iterable[Process], seconds: float) -> tuple[Process, ...]:
 
 
 def wait_end(process: Process, seconds: float) -> bool:
-    """Whether it ended within `seconds`; a child of ours is reaped."""
+    """Whether it ended within `seconds`."""
     with _handle(process) as pidfd:
         if pidfd is not None:
             poll = select.poll()
