@@ -1,0 +1,399 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The agent: the only file that knows every room. Read `_start` aloud.
+
+    sources ─▶ tables ─▶ derive ─▶ tables ─▶ reconcile ─▶ the kernel ─▶ applied tables ─▶ …
+
+It can be killed at any moment: programs, maps and links stay, and the next one reads them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping
+from functools import partial
+from typing import Any
+
+import structlog
+
+from pellicle.answers import Sight, answers
+from pellicle.config import Attach, Config
+from pellicle.datapath import door, endpoints, ipcache, programs
+from pellicle.datapath.door import Door, DoorTarget
+from pellicle.datapath.endpoints import EndpointRow
+from pellicle.datapath.ipcache import CidrRow, Peer
+from pellicle.datapath.programs import Hook, HookName, ProgramTarget, Words
+from pellicle.encryption import table as encryption_table
+from pellicle.encryption.keying import Keying
+from pellicle.encryption.paths import PathMtus
+from pellicle.encryption.probe import ProbeSender
+from pellicle.encryption.routes import (
+    RouteName,
+    RoutePlan,
+    RouteTarget,
+    RuleTarget,
+    inner_mtu,
+)
+from pellicle.encryption.sas import SaTarget
+from pellicle.encryption.table import EncryptKey, EncryptRow
+from pellicle.facts import (
+    Address,
+    Endpoint,
+    EndpointName,
+    Link,
+    Network,
+    Node,
+    NodeName,
+    Offer,
+    PairId,
+    Rejected,
+)
+from pellicle.flows import names
+from pellicle.flows.decode import Decoder, FlowEvent, PathMtu, ProbeSeen, SaConfirmed
+from pellicle.flows.history import History
+from pellicle.flows.names import Name
+from pellicle.kernel.bpf import Object, RingBuffer, ensure_bpffs
+from pellicle.kernel.bpf.attach import Mode
+from pellicle.kernel.netlink import Netlink
+from pellicle.keys import secret as secrets
+from pellicle.keys.pairing import Keyring, LocalNode, PeerKeys, ProbeKind, Sa, SaKey
+from pellicle.serve import CallError, Request, listen, serve
+from pellicle.sources import systemd, uplink
+from pellicle.sources.cni import Cni, Datapath, Records
+from pellicle.sources.cni_spec import CniError, Mtu
+from pellicle.sources.directory import Directory
+from pellicle.sources.links import links, snapshot
+from pellicle.sources.record import RecordTarget
+from pellicle.sources.secrets import read_secret
+from pellicle.table import Reconciler, Table, derive, reconcile
+from pellicle.wire.netlink import Route, Rule
+
+WATCH_SECONDS = 5.0
+"""How often counters that no event reports are looked at."""
+
+log = structlog.get_logger()
+
+
+class Tables:
+    """The hall: what is known, what is wanted, and what stands (…_up)."""
+
+    def __init__(self) -> None:
+        self.nodes: Table[NodeName, Node] = Table("nodes")
+        self.endpoints: Table[EndpointName, Endpoint] = Table("endpoints")
+        self.links: Table[str, Link] = Table("links")
+        self.paths: Table[Address, int] = Table("path MTU")
+        self.names: Table[Address, Name] = Table("names")
+        self.record: Table[NodeName, Node] = Table("own record")
+        self.record_up: Table[NodeName, Node] = Table("own record written")
+        self.door: Table[str, Door] = Table("door")
+        self.door_up: Table[str, Door] = Table("door up")
+        self.hooks: Table[HookName, Hook] = Table("programs")
+        self.hooks_up: Table[HookName, Hook] = Table("programs attached")
+        self.ipcache: Table[Address, Peer] = Table("ipcache")
+        self.ipcache_up: Table[Address, Peer] = Table("ipcache up")
+        self.cidrs: Table[Network, CidrRow] = Table("cluster_cidrs")
+        self.cidrs_up: Table[Network, CidrRow] = Table("cluster_cidrs up")
+        self.pods: Table[Address, EndpointRow] = Table("pods")
+        self.pods_up: Table[Address, EndpointRow] = Table("pods up")
+        self.routes: Table[RouteName, Route] = Table("routes")
+        self.routes_up: Table[RouteName, Route] = Table("routes up")
+        self.rules: Table[Rule, Rule] = Table("rules")
+        self.rules_up: Table[Rule, Rule] = Table("rules up")
+        self.sas: Table[SaKey, Sa] = Table("sas")
+        self.sas_up: Table[SaKey, Sa] = Table("sas up")
+        self.sends: Table[NodeName, PairId] = Table("sends")
+        self.encrypt: Table[EncryptKey, EncryptRow] = Table("encrypt")
+        self.encrypt_up: Table[EncryptKey, EncryptRow] = Table("encrypt up")
+        self.peers: Table[NodeName, PeerKeys] = Table("peers")
+
+
+class Agent:
+    """One node. Everything that can be refused is refused in the constructor, in words."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._name = NodeName(config.node_name)
+        self._tables = Tables()
+        self._netlink = Netlink()
+        self._uplink = uplink.find(self._netlink, config.uplink, config.addresses)
+        secret = self._secret()
+        self._socket = listen(config.run_dir / "agent.sock")
+        self._bpf = self._load()
+        self._decoder = Decoder.of(self._bpf.btf)
+        self._directory = Directory(config.directory, config.refresh_seconds)
+        self._rejected: tuple[Rejected, ...] = ()
+        self._pending: tuple[Rejected, ...] = ()
+        self._paths = PathMtus(self._tables.paths, self._uplink.mtu, time.monotonic)
+        self._reconcilers: list[Reconciler[Any, Any]] = []
+        mode: dict[Attach, Mode] = {Attach.TCX: "tcx", Attach.CLSACT: "clsact"}
+        self._programs = ProgramTarget(self._bpf, config.bpffs / "links", mode.get(config.attach))
+        self._sas = SaTarget(self._bpf)
+        self._keying = None if secret is None else self._make_keying(secret)
+        self._hooks = self._reconciler(self._tables.hooks, self._programs, self._tables.hooks_up)
+        self._cni = Cni(
+            self._name,
+            config.pod_cidrs,
+            Records.in_directory(config.directory),
+            Datapath(self._attach, self._detach, self._pod_is_ready, self._mtu, self._cni_trouble),
+        )
+        self._sight = self._make_sight()
+
+    async def run(self) -> None:
+        """Until cancelled. The datapath stays as it is when this ends."""
+        async with asyncio.TaskGroup() as tasks:
+            for work in self._work():
+                tasks.create_task(work)
+
+    def _work(self) -> Iterable[Coroutine[Any, Any, None]]:
+        """Every task of the agent: sources, plans, reconcilers, keys, events, the socket."""
+        t, config = self._tables, self._config
+        yield self._follow_directory()
+        yield self._follow_links()
+        yield derive(t.names, partial(names.plan, self._name), [t.nodes, t.endpoints])
+        yield derive(t.hooks, partial(programs.plan, self._uplink.name), [t.links])
+        yield derive(t.pods, partial(endpoints.plan, self._name), [t.endpoints, t.links])
+        yield derive(t.ipcache, partial(ipcache.plan, self._name), [t.nodes, t.endpoints])
+        yield derive(t.cidrs, partial(ipcache.plan_cidrs, config.cluster_cidrs), [t.nodes])
+        yield derive(t.door, partial(door.plan, self._name, self._uplink.name), [t.nodes, t.links])
+        self._reconciler(t.door, DoorTarget(self._netlink), t.door_up)
+        self._reconciler(t.pods, endpoints.target(self._bpf), t.pods_up)
+        self._reconciler(t.ipcache, ipcache.target(self._bpf), t.ipcache_up)
+        self._reconciler(t.cidrs, ipcache.cidr_target(self._bpf), t.cidrs_up)
+        record = RecordTarget(config.directory, self._name, t.nodes)
+        self._reconciler(t.record, record, t.record_up)
+        yield from self._encryption()
+        for each in self._reconcilers:
+            yield reconcile(each, time.monotonic, config.refresh_seconds)
+        yield self._follow_events()
+        yield self._announce()
+        yield serve(self._socket, self._answers())
+
+    def _encryption(self) -> Iterable[Coroutine[Any, Any, None]]:
+        """Routes to the door and keys; with encryption off, neither is wanted."""
+        t, config = self._tables, self._config
+        route = RoutePlan(
+            self._name, self._uplink.name, config.route_table, str(config.outer_family)
+        )
+        self._reconciler(t.sas, self._sas, t.sas_up, once=True)
+        self._reconciler(t.encrypt, encryption_table.target(self._bpf), t.encrypt_up)
+        self._reconciler(t.rules, RuleTarget(self._netlink, config.route_table), t.rules_up)
+        self._reconciler(t.routes, RouteTarget(self._netlink, config.route_table), t.routes_up)
+        yield derive(t.encrypt, encryption_table.plan, [t.sends, t.nodes])
+        self._paths.forget()
+        if self._keying is None:
+            for table in (t.sas, t.sends, t.rules, t.routes, t.peers):
+                table.replace({})
+            self._publish(())
+            return
+        t.rules.replace(route.rules())
+        yield derive(t.routes, route.routes, [t.nodes, t.links, t.paths])
+        yield self._keying.run()
+        yield self._watch_counters(self._keying)
+
+    # --- sources ------------------------------------------------------------------------------
+
+    async def _follow_directory(self) -> None:
+        is_adopted = False
+        async for world in self._directory.worlds():
+            self._rejected = world.rejected
+            self._pending = tuple(
+                Rejected(each.source, str(each.endpoint.name), f"waits: {each.why}")
+                for each in world.pending
+            )
+            self._tables.nodes.replace(world.nodes)
+            self._tables.endpoints.replace(world.endpoints)
+            if not is_adopted:
+                await self._cni.adopt(world.endpoints.values(), snapshot(self._netlink))
+                is_adopted = True
+
+    async def _follow_links(self) -> None:
+        async for devices in links():
+            self._tables.links.replace(devices)
+            found = devices.get(self._uplink.name)
+            if found is not None and found.index != self._uplink.index:
+                why = f"uplink {self._uplink.name} was replaced by another device of that name"
+                raise RuntimeError(f"{why}: the agent starts anew to serve it")
+
+    async def _follow_events(self) -> None:
+        loop = asyncio.get_running_loop()
+        with RingBuffer(self._bpf.map("events")) as ring:
+            loop.add_reader(ring, lambda: self._take(ring.consume()))
+            try:
+                await asyncio.Event().wait()
+            finally:
+                loop.remove_reader(ring)
+
+    def _take(self, records: list[bytes]) -> None:
+        decoded = self._decoder.events(records)
+        flows = [event for event in decoded.events if isinstance(event, FlowEvent)]
+        self._sight.history.add(flows, self._tables.names.rows)
+        for event in decoded.events:
+            match event:
+                case SaConfirmed() if self._keying:
+                    self._keying.confirmed(event.pair)
+                case ProbeSeen() if self._keying:
+                    self._keying.probed(event.pair, ProbeKind[event.kind.upper()])
+                case PathMtu():
+                    self._paths.narrow(
+                        event.destination, event.mtu, self._tables.nodes.rows.values()
+                    )
+
+    async def _watch_counters(self, keying: Keying) -> None:
+        """SAs that near their last sequence number, path MTUs that are to be tried again."""
+        while True:
+            await asyncio.sleep(WATCH_SECONDS)
+            self._paths.forget()
+            for count in self._sas.counts():
+                if count.direction == "out" and count.sequence > self._config.sa_packet_limit // 2:
+                    keying.spent(count.pair)
+
+    # --- keys ---------------------------------------------------------------------------------
+
+    def _secret(self) -> secrets.Secret | None:
+        if not self._config.enable_encrypt_l3:
+            return None
+        assert self._config.psk_file is not None
+        return secrets.parse(read_secret(self._config.psk_file))
+
+    def _make_keying(self, secret: secrets.Secret) -> Keying:
+        t, config = self._tables, self._config
+        ring = Keyring(
+            LocalNode(self._name, self._uplink.addresses),
+            secret,
+            os.urandom,
+            drain_seconds=config.drain_seconds,
+            packet_limit=config.sa_packet_limit,
+            outer_family=str(config.outer_family),
+        )
+        probe = ProbeSender(self._bpf.btf).send
+        return Keying(
+            ring, self._name, t.nodes, t.sas_up, t.encrypt_up, t.sas, t.sends, t.peers,
+            self._publish, probe, time.monotonic,
+        )  # fmt: skip
+
+    def _publish(self, offers: tuple[Offer, ...]) -> None:
+        node = Node(self._name, self._uplink.addresses, self._config.pod_cidrs, offers)
+        self._tables.record.replace({self._name: node})
+
+    # --- pods ---------------------------------------------------------------------------------
+
+    def _attach(self, device: str, _index: int) -> None:
+        """Before the pod can send: straight through the reconciler that owns all programs."""
+        t = self._tables
+        t.links.replace(snapshot(self._netlink))
+        t.hooks.replace(programs.plan(self._uplink.name, t.links.rows))
+        self._hooks.run(time.monotonic())
+        name = HookName(device, "ingress")
+        if name not in t.hooks_up.rows:
+            failure = self._hooks.failures.get(name)
+            raise failure.error if failure else OSError(19, f"device {device} is gone")
+
+    def _detach(self, _device: str) -> None:
+        self._tables.links.replace(snapshot(self._netlink))
+
+    async def _pod_is_ready(self, endpoint: Endpoint, index: int) -> None:
+        t = self._tables
+        with Table.bell(t.pods_up, t.ipcache_up) as changed:
+            while not all(
+                address in t.ipcache_up.rows and self._is_plugged(address, endpoint, index)
+                for address in endpoint.addresses
+            ):
+                changed.clear()
+                await changed.wait()
+
+    def _is_plugged(self, address: Address, endpoint: Endpoint, index: int) -> bool:
+        row = self._tables.pods_up.rows.get(address)
+        return row is not None and (row.ifindex, row.identity) == (index, endpoint.identity)
+
+    def _mtu(self) -> Mtu:
+        link = self._tables.links.rows.get(self._uplink.name)
+        device = link.mtu if link else self._uplink.mtu
+        if self._keying is None:
+            return Mtu(device, device, device)
+        outer = 4 if any(each.version == 4 for each in self._uplink.addresses) else 6
+        if self._config.outer_family != "auto":
+            outer = int(self._config.outer_family)
+        inner = inner_mtu(device, outer)
+        return Mtu(device, inner, inner)
+
+    def _cni_trouble(self) -> str:
+        if self._directory.problem:
+            return self._directory.problem
+        if self._name not in self._tables.nodes.rows:
+            return "this node's own record is not in force: see `pellicle status`"
+        return ""
+
+    # --- what it says ---------------------------------------------------------------------------
+
+    async def _announce(self) -> None:
+        """READY when the datapath stands."""
+        t = self._tables
+        with Table.bell(t.hooks_up, t.door_up, t.record_up) as changed:
+            while not (t.hooks_up.rows and t.door_up.rows and t.record_up.rows):
+                changed.clear()
+                await changed.wait()
+        log.info("ready", node=self._name, uplink=self._uplink.name)
+        systemd.notify(os.environ, "READY=1")
+
+    def _answers(self) -> Mapping[str, Any]:
+        return {**answers(self._sight), "cni": self._answer_cni}
+
+    async def _answer_cni(self, request: Request) -> AsyncIterator[Any]:
+        try:
+            yield await self._cni.call(request.arguments, request.descriptor)
+        except CniError as error:
+            raise CallError(error.code, error.message, error.hint) from error
+
+    def _make_sight(self) -> Sight:
+        t = self._tables
+        return Sight(
+            self._config, self._uplink.name, self._bpf, self._decoder, self._programs, self._sas,
+            self._keying, t.peers, t.nodes, t.endpoints, t.names, t.links, self._all_rejected,
+            self._reconcilers, History(), self._problems,
+        )  # fmt: skip
+
+    def _all_rejected(self) -> tuple[Rejected, ...]:
+        return (*self._rejected, *self._pending)
+
+    def _problems(self) -> Iterable[str]:
+        if self._directory.problem:
+            yield self._directory.problem
+        if self._tables.nodes.listed and self._name not in self._tables.nodes.rows:
+            yield f"the record of this node, {self._name}, is not in force: see what is rejected"
+
+    # --- the kernel -----------------------------------------------------------------------------
+
+    def _load(self) -> Object:
+        config = self._config
+        for part in ("maps", "links"):
+            ensure_bpffs(config.bpffs / part)
+        words = Words(
+            config.enable_encrypt_l3,
+            self._uplink.index,
+            int(config.flow_interval * 1000),
+            self._uplink.addresses,
+        )
+        return programs.load(words, config.bpffs / "maps")
+
+    def _reconciler(
+        self, wanted: Table[Any, Any], target: Any, up: Table[Any, Any], *, once: bool = False
+    ) -> Reconciler[Any, Any]:
+        made: Reconciler[Any, Any] = Reconciler(wanted, target, up, once=once)
+        self._reconcilers.append(made)
+        return made
+
+
+async def run(config: Config) -> None:
+    """Be this node's agent until SIGTERM or SIGINT."""
+    agent = Agent(config)
+    work = asyncio.ensure_future(agent.run())
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, work.cancel)
+    try:
+        await work
+    except asyncio.CancelledError:
+        systemd.notify(os.environ, "STOPPING=1")
+        log.info("stopped; the datapath goes on")

@@ -1,0 +1,353 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the agent's socket answers: status, encryption, flows, maps, metrics.
+
+Everything here reads; nothing changes anything. Counters come from the kernel's maps at the
+moment of asking. Keys and salts are never shown.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from pellicle.config import Config
+from pellicle.datapath.address import from_bytes
+from pellicle.datapath.programs import ProgramTarget
+from pellicle.encryption.keying import Keying
+from pellicle.encryption.routes import inner_mtu
+from pellicle.encryption.sas import SaCount, SaTarget
+from pellicle.facts import Address, Endpoint, EndpointName, Link, Node, NodeName, Rejected
+from pellicle.flows.decode import Decoder, FlowEvent
+from pellicle.flows.history import History
+from pellicle.flows.names import Name
+from pellicle.flows.selection import Selection
+from pellicle.kernel.bpf import MapType, Object
+from pellicle.keys.pairing import PeerKeys, PeerState
+from pellicle.serve import CallError, Request
+from pellicle.table import Lag, Reconciler, Table
+
+SECRET_FIELDS = frozenset({"key", "salt"})
+DEFAULT_FLOWS = 1000
+FOLLOW_SECONDS = 0.25
+VERSION = "0.1.0"
+
+
+@dataclass(slots=True)
+class Sight:
+    """All that may be asked about."""
+
+    config: Config
+    uplink: str
+    bpf: Object
+    decoder: Decoder
+    programs: ProgramTarget
+    sas: SaTarget
+    keying: Keying | None
+    """None: encryption is off."""
+    peers: Table[NodeName, PeerKeys]
+    nodes: Table[NodeName, Node]
+    endpoints: Table[EndpointName, Endpoint]
+    names: Table[Address, Name]
+    links: Table[str, Link]
+    rejected: Callable[[], Sequence[Rejected]]
+    reconcilers: Sequence[Reconciler[Any, Any]]
+    history: History
+    problems: Callable[[], Iterable[str]]
+    """What is wrong now, in words."""
+
+
+def status(sight: Sight) -> dict[str, Any]:
+    """Health: what is desired and applied, who is a peer, what was dropped."""
+    tables = [_lag(each.lag()) for each in sight.reconcilers]
+    peers = _peers(sight)
+    counts = _counts(sight)
+    problems = [*sight.problems(), *_trouble(sight, tables, peers)]
+    is_on = sight.config.enable_encrypt_l3
+    state = "off" if not is_on else "degraded" if problems else "on"
+    return {
+        "node": sight.config.node_name,
+        "version": VERSION,
+        "healthy": state == "on",
+        "encryption": state,
+        "engine": sight.config.engine,
+        "engine_why": "ESP in BPF: the engine that this version has",
+        "datapath": {
+            "attach": ", ".join(sorted(sight.programs.modes)) or "nothing",
+            "uplink": sight.uplink,
+            "mtu": _mtu(sight),
+        },
+        "peers": peers,
+        "tables": tables,
+        "drops": [row for row in counts if row["reason"].startswith("DROP_") and row["packets"]],
+        "counts": counts,
+        "rejected": [_rejected(row) for row in _all_rejected(sight)],
+        "endpoints": sum(
+            1 for row in sight.endpoints.rows.values() if row.node == sight.config.node_name
+        ),
+        "events_lost": _events_lost(sight),
+        "problems": problems,
+    }
+
+
+def encrypt(sight: Sight) -> dict[str, Any]:
+    """Peers, offers and every SA with its counters."""
+    plan = sight.keying.plan if sight.keying else None
+    return {
+        "node": sight.config.node_name,
+        "encryption": "on" if sight.keying else "off",
+        "peers": _peers(sight),
+        "offers": [
+            {
+                "epoch": own.epoch,
+                "fingerprint": own.fingerprint,
+                "state": own.state.value,
+                "why": own.why,
+            }
+            for own in (plan.own if plan else ())
+        ],
+        "sas": [_sa(sight, count) for count in sight.sas.counts()],
+    }
+
+
+async def flows(sight: Sight, request: Request) -> AsyncIterator[dict[str, Any]]:
+    """Flows of the recent past, oldest first, and, with follow, each as it changes."""
+    try:
+        selection = Selection.parse(
+            request.arguments.get("verdict"),
+            request.arguments.get("from"),
+            request.arguments.get("to"),
+        )
+    except ValueError as error:
+        raise CallError(7, str(error)) from error
+    last = int(request.arguments.get("last") or DEFAULT_FLOWS)
+    boot = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+    read_flows(sight)
+    seen = sight.history.change
+    for flow in sight.history.last(last, selection):
+        yield flow.answer(boot)
+    while request.arguments.get("follow"):
+        await asyncio.sleep(FOLLOW_SECONDS)
+        for flow in sight.history.since(seen, selection):
+            yield flow.answer(boot)
+        seen = sight.history.change
+
+
+def read_flows(sight: Sight) -> None:
+    """Take over what the kernel's flow table has counted; its rows are newer than the events."""
+    decoded = sight.decoder.flows(sight.bpf.map("flows").items())
+    flows = [event for event in decoded.events if isinstance(event, FlowEvent)]
+    sight.history.add(flows, sight.names.rows)
+
+
+def dump_map(sight: Sight, name: object) -> list[dict[str, Any]]:
+    """The rows of one map, decoded through BTF, secrets masked."""
+    known = {map_name for map_name in sight.bpf.maps if map_name in sight.bpf.btf.maps}
+    if name not in known:
+        raise CallError(7, f"no map {name!r}", f"known: {', '.join(sorted(known))}")
+    spec, found = sight.bpf.btf.maps[str(name)], sight.bpf.map(str(name))
+    if spec.key is None or spec.value is None or found.type is MapType.RINGBUF:
+        raise CallError(7, f"map {name} has no rows to show")
+    rows = []
+    for key, value in found.items():
+        values = found.split_percpu(value) if "PERCPU" in found.type.name else [value]
+        shown = [_shown(spec.value.read(each)) for each in values]
+        row = shown[0] if len(shown) == 1 else {"cpus": shown}
+        rows.append({"key": _shown(spec.key.read(key)), "value": row})
+    return rows
+
+
+def _shown(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        if value.keys() >= {"bytes", "words", "halves"}:
+            return str(from_bytes(value["bytes"]))
+        return {
+            name: "(secret)" if name in SECRET_FIELDS else _shown(each)
+            for name, each in value.items()
+        }
+    if isinstance(value, bytes):
+        return value.hex(":")
+    if isinstance(value, list | tuple):
+        return [_shown(each) for each in value]
+    return value
+
+
+def _peers(sight: Sight) -> list[dict[str, Any]]:
+    counts: dict[str, list[SaCount]] = {}
+    for count in sight.sas.counts():
+        counts.setdefault(str(count.node), []).append(count)
+    rows = []
+    for name, peer in sorted(sight.peers.rows.items()):
+        node = sight.nodes.rows.get(name)
+        addresses = [str(address) for address in node.addresses] if node else []
+        mine = [count for address in addresses for count in counts.get(address, ())]
+        out = [count for count in mine if count.direction == "out"]
+        inside = [count for count in mine if count.direction == "in"]
+        rows.append(
+            {
+                "node": name,
+                "addresses": addresses,
+                "state": peer.state.value,
+                "why": peer.why,
+                "local_epoch": peer.local_epoch,
+                "peer_epoch": peer.peer_epoch,
+                "pair": f"{peer.pair:016x}" if peer.pair else None,
+                "sas_in": len(inside),
+                "sas_out": len(out),
+                "packets_out": sum(count.packets for count in out),
+                "bytes_out": sum(count.octets for count in out),
+                "packets_in": sum(count.packets for count in inside),
+                "bytes_in": sum(count.octets for count in inside),
+                "confirmed": peer.confirmed,
+            }
+        )
+    return rows
+
+
+def _trouble(
+    sight: Sight, tables: Iterable[Mapping[str, Any]], peers: Iterable[Mapping[str, Any]]
+) -> Iterable[str]:
+    if not sight.config.enable_encrypt_l3:
+        yield "encryption is OFF: set enable_encrypt_l3 to switch it on"
+        return
+    for table in tables:
+        if table["unreadable"]:
+            yield f"table {table['name']} cannot be read: {table['unreadable']}"
+        for failure in table["failures"]:
+            yield f"table {table['name']}: {failure['key']}: {failure['why']}"
+    for peer in peers:
+        if peer["state"] != "ready":
+            yield f"peer {peer['node']} is {peer['state']}: {peer['why']}"
+
+
+def _lag(lag: Lag) -> dict[str, Any]:
+    return {
+        "name": lag.table,
+        "desired": lag.desired,
+        "applied": lag.applied,
+        "failed": len(lag.failures),
+        "failures": [
+            {"key": key, "why": str(row.error), "since": _ago(row.since)}
+            for key, row in lag.failures.items()
+        ],
+        "healed": lag.healed,
+        "unreadable": lag.unreadable,
+    }
+
+
+def _ago(moment: float) -> str:
+    wall = time.time() - (time.monotonic() - moment)
+    return datetime.fromtimestamp(wall, UTC).isoformat(timespec="seconds")
+
+
+def _counts(sight: Sight) -> list[dict[str, Any]]:
+    summed = sight.bpf.map("counts").values_summed()
+    rows = []
+    for number, reason in sight.decoder.reasons.items():
+        packets, octets = summed.get(number.to_bytes(4, "little"), (0, 0))
+        rows.append(
+            {
+                "reason": reason.name,
+                "words": reason.words.short,
+                "advice": reason.words.advice,
+                "verdict": reason.verdict.value,
+                "packets": packets,
+                "bytes": octets,
+            }
+        )
+    return rows
+
+
+def _events_lost(sight: Sight) -> int:
+    return sum(value[0] for value in sight.bpf.map("lost_events").values_summed().values())
+
+
+def _mtu(sight: Sight) -> dict[str, int | None]:
+    link = sight.links.rows.get(sight.uplink)
+    if link is None or not sight.config.enable_encrypt_l3:
+        mtu = link.mtu if link else None
+        return {"v4": mtu, "v6": mtu}
+    return {f"v{version}": inner_mtu(link.mtu, version) for version in (4, 6)}
+
+
+def _all_rejected(sight: Sight) -> list[Rejected]:
+    plan = sight.keying.plan if sight.keying else None
+    return [*sight.rejected(), *(plan.rejected if plan else ())]
+
+
+def _rejected(row: Rejected) -> dict[str, str]:
+    return {"source": row.source, "name": row.name, "why": row.why}
+
+
+def _sa(sight: Sight, count: SaCount) -> dict[str, Any]:
+    name = sight.names.rows.get(count.node)
+    return {
+        "direction": count.direction,
+        "peer": name.node if name else str(count.node),
+        "spi": count.spi,
+        "number": count.number,
+        "pair": f"{count.pair:016x}",
+        "local_epoch": count.local_epoch,
+        "peer_epoch": count.peer_epoch,
+        "sequence": count.sequence,
+        "packets": count.packets,
+        "bytes": count.octets,
+        "replayed": count.replayed,
+        "auth_failed": count.auth_failed,
+        "first_seen": count.first_seen,
+    }
+
+
+def answers(sight: Sight) -> dict[str, Callable[[Request], AsyncIterator[Any]]]:
+    """The calls that only look."""
+
+    async def one(value: Any) -> AsyncIterator[Any]:
+        yield value
+
+    return {
+        "status": lambda _: one(status(sight)),
+        "encrypt": lambda _: one(encrypt(sight)),
+        "flows": lambda request: flows(sight, request),
+        "map": lambda request: _each(dump_map(sight, request.arguments.get("name"))),
+        "metrics": lambda _: one({"text": metrics(sight)}),
+    }
+
+
+async def _each(rows: Iterable[Any]) -> AsyncIterator[Any]:
+    for row in rows:
+        yield row
+
+
+def metrics(sight: Sight) -> str:
+    """Prometheus exposition of the datapath's counters and the tables' lag."""
+    from prometheus_client import CollectorRegistry, generate_latest  # noqa: PLC0415  0.1 s
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily  # noqa: PLC0415
+
+    packets = CounterMetricFamily("pellicle_packets", "by reason", labels=["verdict", "reason"])
+    octets = CounterMetricFamily("pellicle_bytes", "by reason", labels=["verdict", "reason"])
+    for row in _counts(sight):
+        packets.add_metric([row["verdict"], row["reason"]], row["packets"])
+        octets.add_metric([row["verdict"], row["reason"]], row["bytes"])
+    desired = GaugeMetricFamily("pellicle_rows_desired", "rows wanted", labels=["table"])
+    applied = GaugeMetricFamily("pellicle_rows_applied", "of them standing", labels=["table"])
+    healed = CounterMetricFamily("pellicle_rows_healed", "drift put right", labels=["table"])
+    for lag in (reconciler.lag() for reconciler in sight.reconcilers):
+        desired.add_metric([lag.table], lag.desired)
+        applied.add_metric([lag.table], lag.applied)
+        healed.add_metric([lag.table], lag.healed)
+    ready = GaugeMetricFamily("pellicle_peer_ready", "1: can be sent to", labels=["peer"])
+    for name, peer in sight.peers.rows.items():
+        ready.add_metric([name], float(peer.state is PeerState.READY))
+    lost = CounterMetricFamily("pellicle_events_lost", "flow events without room")
+    lost.add_metric([], _events_lost(sight))
+
+    class Collector:
+        def collect(self) -> Iterable[Any]:
+            return (packets, octets, desired, applied, healed, ready, lost)
+
+    registry = CollectorRegistry()
+    registry.register(Collector())  # type: ignore[arg-type]
+    return generate_latest(registry).decode()

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Keys at work: feeds the pure key ring with what happens, and puts its plans on the tables.
+
+    nodes, applied SAs, events of the datapath ──▶ Keyring.plan ──▶ sas, sends, peers
+                                                              ├──▶ own offers, published
+                                                              └──▶ probes, through the door
+
+The only decisions here are when to ask: at each change, each event, and when the ring says.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+import structlog
+
+from pellicle.encryption.table import EncryptKey, EncryptRow
+from pellicle.facts import Node, NodeName, Offer, PairId
+from pellicle.keys.pairing import KeyPlan, Keyring, PeerKeys, ProbeKind, Sa, SaKey
+from pellicle.table import Table
+
+SETTLE_SECONDS = 0.02
+
+log = structlog.get_logger()
+
+
+@dataclass(slots=True)
+class Keying:
+    """One node's keys. `publish` writes the own record, `probe` sends a dummy packet."""
+
+    ring: Keyring
+    local: NodeName
+    nodes: Table[NodeName, Node]
+    standing: Table[SaKey, Sa]
+    encrypt_up: Table[EncryptKey, EncryptRow]
+    sas: Table[SaKey, Sa]
+    sends: Table[NodeName, PairId]
+    peers: Table[NodeName, PeerKeys]
+    publish: Callable[[tuple[Offer, ...]], None]
+    probe: Callable[[PairId, int, ProbeKind], None]
+    clock: Callable[[], float]
+    plan: KeyPlan | None = None
+    _event: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def confirmed(self, pair: PairId) -> None:
+        """The datapath authenticated the first packet on an inbound SA of `pair`."""
+        self.ring.confirmed(pair)
+        self._event.set()
+
+    def probed(self, pair: PairId, kind: ProbeKind) -> None:
+        """A dummy packet of the peer came in."""
+        self.ring.probe(pair, kind)
+        self._event.set()
+
+    def spent(self, pair: PairId) -> None:
+        """An outbound SA of `pair` nears its last sequence number."""
+        self.ring.spent(pair)
+        self._event.set()
+
+    async def run(self) -> None:
+        """Plan at every change, for ever. The nodes and the standing SAs must be listed first."""
+        with Table.bell(self.nodes, self.standing, self.encrypt_up) as changed:
+            self._event = changed
+            while not (self.nodes.listed and self.standing.listed):
+                changed.clear()
+                await changed.wait()
+            own = self.nodes.rows.get(self.local)
+            self.ring.start(own.offers if own else (), self.standing.rows.values())
+            while True:
+                changed.clear()
+                wake = self._step()
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(wake):
+                        await changed.wait()
+                await asyncio.sleep(SETTLE_SECONDS)
+
+    def _step(self) -> float | None:
+        self.ring.peers(_others(self.nodes.rows, self.local))
+        self.ring.standing(self.standing.rows.values())
+        self.ring.sending(row.pair for row in self.encrypt_up.rows.values())
+        now = self.clock()
+        plan = self.ring.plan(now)
+        before, self.plan = self.plan, plan
+        self.sas.replace(plan.sas)
+        self.sends.replace(plan.sends)
+        self.peers.replace({peer.node: peer for peer in plan.peers})
+        for pair, number, kind in plan.probes:
+            try:
+                self.probe(pair, number, kind)
+            except OSError as error:
+                log.warning("probe not sent", pair=f"{pair:016x}", error=str(error))
+        if before is None or before.offers != plan.offers:
+            self.publish(plan.offers)
+        return None if plan.wake is None else max(0.0, plan.wake - now)
+
+
+def _others(nodes: Mapping[NodeName, Node], local: NodeName) -> Mapping[NodeName, Node]:
+    return {name: node for name, node in nodes.items() if name != local}

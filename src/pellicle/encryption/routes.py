@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The way to the door: two rules, table 200, and the exact MTU of every route.
+
+    1: from all fwmark 0xe00/0xf00 lookup 200
+    table 200   10.244.2.0/24 dev pellicle_host mtu 1446     per pod CIDR of a peer
+                blackhole default                            marked, and no peer: never the uplink
+    main        10.244.2.0/24 dev pellicle_host mtu 1446     what this node itself sends to pods
+
+The MTU is what the engine leaves of the uplink's: the stack then fragments, or answers with
+ICMP, as it would for any narrow link.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from ipaddress import ip_network
+
+from pellicle.datapath.address import gateway
+from pellicle.datapath.programs import DOOR_HOST
+from pellicle.facts import Address, Link, Network, Node, NodeName
+from pellicle.kernel.netlink import Netlink
+from pellicle.keys.peer import outer_addresses
+from pellicle.wire.netlink import MAIN_TABLE, Route, RouteKind, Rule
+
+MARK_ENCRYPT, MARK_MASK = 0xE00, 0xF00
+RULE_PRIORITY = 1
+LAST_RESORT = 0x7FFFFFFF
+"""Metric of the blackhole: after every real route."""
+ESP_BYTES = 8 + 8 + 16
+"""SPI and sequence number, IV, ICV: RFC 4303 §2, RFC 7634 §2."""
+OUTER_BYTES = {4: 20, 6: 40}
+IPV6_MINIMUM = 1280
+"""RFC 8200 §5: every link must carry this."""
+DEFAULTS = (ip_network("0.0.0.0/0"), ip_network("::/0"))
+
+RouteName = tuple[Network, int, int]
+
+
+def inner_mtu(uplink_mtu: int, version: int) -> int:
+    """The longest IP packet that the uplink can carry sealed, with an outer header of `version`.
+
+    What is encrypted, the packet and two bytes of trailer, is a multiple of four long (RFC 4303
+    §2.4): 1446 bytes in 1500 with IPv4 outside, 1426 with IPv6.
+    """
+    return (uplink_mtu - OUTER_BYTES[version] - ESP_BYTES) // 4 * 4 - 2
+
+
+def path_mtu(named: int, version: int) -> int:
+    """What a router's word is worth: never so little that an IPv6 packet inside had no room."""
+    return max(named, IPV6_MINIMUM + OUTER_BYTES[version] + ESP_BYTES + 4)
+
+
+@dataclass(frozen=True, slots=True)
+class RoutePlan:
+    """What does not change in an agent's life."""
+
+    local: NodeName
+    uplink: str
+    table: int
+    outer_family: str
+
+    def rules(self) -> dict[Rule, Rule]:
+        rows = (
+            Rule(version, RULE_PRIORITY, self.table, MARK_ENCRYPT, MARK_MASK) for version in (4, 6)
+        )
+        return {rule: rule for rule in rows}
+
+    def routes(
+        self,
+        nodes: Mapping[NodeName, Node],
+        links: Mapping[str, Link],
+        paths: Mapping[Address, int],
+    ) -> dict[RouteName, Route]:
+        """Nothing while the door, the uplink or this node's own record is missing.
+
+        `paths`: MTU that routers between the nodes have named, by the peer's outer address.
+        """
+        door, uplink, own = links.get(DOOR_HOST), links.get(self.uplink), nodes.get(self.local)
+        if door is None or uplink is None or own is None or not door.is_up:
+            return {}
+        routes = [
+            Route(default, table=self.table, kind=RouteKind.BLACKHOLE, metric=LAST_RESORT)
+            for default in DEFAULTS
+        ]
+        for node in nodes.values():
+            if node.name == own.name:
+                continue
+            outer = outer_addresses(own.addresses, node.addresses, self.outer_family)
+            if outer is not None:
+                path = min(uplink.mtu, paths.get(outer[1], uplink.mtu))
+                routes.extend(self._to(node, own, door.index, inner_mtu(path, outer[1].version)))
+        return {route.key: route for route in routes}
+
+    def _to(self, node: Node, own: Node, door: int, mtu: int) -> Iterable[Route]:
+        sources = {cidr.version: gateway(cidr) for cidr in reversed(own.pod_cidrs)}
+        for address in node.addresses:
+            yield Route(ip_network(address), door, table=self.table, mtu=mtu)
+        for cidr in node.pod_cidrs:
+            yield Route(cidr, door, table=self.table, mtu=mtu)
+            source = sources.get(cidr.version)
+            yield Route(cidr, door, source=source, table=MAIN_TABLE, mtu=mtu)
+
+
+class RouteTarget:
+    """Routes of table 200, and those of the main table that lead to the door."""
+
+    def __init__(self, netlink: Netlink, table: int) -> None:
+        self._netlink, self._table = netlink, table
+        self._standing: dict[RouteName, Route] = {}
+
+    def read(self) -> Mapping[RouteName, Route]:
+        door = self._netlink.links().get(DOOR_HOST)
+        main = [
+            route
+            for route in self._netlink.routes(MAIN_TABLE)
+            if door is not None and route.device == door.index
+        ]
+        found = (*self._netlink.routes(self._table), *main)
+        self._standing = {route.key: route for route in found}
+        return dict(self._standing)
+
+    def put(self, rows: Mapping[RouteName, Route]) -> Mapping[RouteName, OSError]:
+        errors = self._netlink.put_routes(rows.values())
+        self._standing.update(rows)
+        return {route.key: error for route, error in errors.items()}
+
+    def remove(self, keys: Collection[RouteName]) -> Mapping[RouteName, OSError]:
+        errors = self._netlink.remove_routes(self._standing[key] for key in keys)
+        return {route.key: error for route, error in errors.items()}
+
+
+class RuleTarget:
+    """The rules that carry our protocol number and lead to our table."""
+
+    def __init__(self, netlink: Netlink, table: int) -> None:
+        self._netlink, self._table = netlink, table
+
+    def read(self) -> Mapping[Rule, Rule]:
+        return {rule: rule for rule in self._netlink.rules() if rule.table == self._table}
+
+    def put(self, rows: Mapping[Rule, Rule]) -> Mapping[Rule, OSError]:
+        return self._netlink.put_rules(rows)
+
+    def remove(self, keys: Collection[Rule]) -> Mapping[Rule, OSError]:
+        return self._netlink.remove_rules(keys)

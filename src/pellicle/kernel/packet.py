@@ -1,0 +1,15 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Frames put straight on a device, past the stack."""
+
+from __future__ import annotations
+
+import socket
+
+_BROADCAST = b"\xff" * 6
+
+
+def send_frame(device: str, ethertype: int, payload: bytes) -> None:
+    """Sends one Ethernet frame out of `device`; OSError ENODEV when there is none."""
+    header = _BROADCAST + bytes(6) + ethertype.to_bytes(2, "big")
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as link:
+        link.sendto(header + payload, (device, 0))
