@@ -89,10 +89,6 @@ _UNITS: Final = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "h": 3600.0}
 _KERNEL_TABLES: Final = {253: "default", 254: "main", 255: "local"}
 
 
-def _text(_name: str, texts: Sequence[str]) -> str:
-    return texts[0]
-
-
 def _switch(name: str, texts: Sequence[str]) -> bool:
     word = texts[0].lower()
     if word not in _TRUE | _FALSE:
