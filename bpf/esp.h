@@ -28,11 +28,20 @@
 #define ESP_DUMMY 59		       /* next header: no packet, RFC 4303 §2.6 */
 #define ESP_LONGEST (CCP_MAX - ESP_TRAILER) /* what can be sealed: a multiple of 4 with its trailer */
 
+_Static_assert(__builtin_offsetof(struct ccp, head) + CCP_HEAD == __builtin_offsetof(struct ccp, data),
+	       "headers and data are one frame");
+
 struct esp_head {
 	__be32 spi;
 	__be32 sequence;
 	__u32 iv[2];
 };
+
+/* Of the ESP packet around len bytes: padded with their trailer to a multiple of 4. */
+static __always_inline __u32 esp_length(__u32 len)
+{
+	return ESP_HEAD + ((len + ESP_TRAILER + 3) & ~3U) + ESP_ICV;
+}
 
 static __always_inline struct esp_head *esp_head(struct ccp *c)
 {

@@ -69,6 +69,8 @@ static long (*const bpf_csum_level)(struct __sk_buff *skb, __u64 level) = (void 
 static long (*const bpf_redirect_neigh)(__u32 ifindex, struct bpf_redir_neigh *params, int plen,
 					__u64 flags) = (void *)152;
 static long (*const bpf_redirect_peer)(__u32 ifindex, __u64 flags) = (void *)155;
+static long (*const bpf_check_mtu)(void *ctx, __u32 ifindex, __u32 *mtu_len, __s32 len_diff,
+				   __u64 flags) = (void *)163;
 static long (*const bpf_loop)(__u32 iterations, void *callback, void *context,
 			      __u64 flags) = (void *)181;
 

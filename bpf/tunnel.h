@@ -87,6 +87,15 @@ static __always_inline int tunnel_set_family(struct __sk_buff *skb, __be16 ether
 	return skb->protocol == ethertype ? 0 : -1;
 }
 
+/* Would the outer packet go through the uplink?  Larger ones vanish in the device, uncounted. */
+static __always_inline int tunnel_fits(struct __sk_buff *skb, const struct sa_out *sa, __u32 len)
+{
+	__u32 size = esp_length(len);
+
+	size += addr_is_ipv4(&sa->destination) ? sizeof(struct iphdr) : sizeof(struct ipv6hdr);
+	return bpf_check_mtu(skb, config.uplink_ifindex, &size, 0, 0) != BPF_MTU_CHK_RET_FRAG_NEEDED;
+}
+
 /* Seals c->data[0..len) with the SA's next number and makes the skb that ESP packet. */
 __noinline int tunnel_seal(struct __sk_buff *skb, struct scratch *s, struct sa_out *sa, __u32 len,
 			   __u32 next_header)
@@ -96,6 +105,8 @@ __noinline int tunnel_seal(struct __sk_buff *skb, struct scratch *s, struct sa_o
 
 	if (!s || !sa)
 		return DROP_SEAL_FAILED;
+	if (!tunnel_fits(skb, sa, len))
+		return DROP_TOO_BIG;
 	c = &s->ccp;
 	reason = esp_seal(c, sa, len, next_header);
 	if (reason)
