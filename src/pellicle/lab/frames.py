@@ -105,9 +105,9 @@ def read_header(frame: bytes) -> Header:
 def header_key(frame: bytes) -> bytes:
     """Equal for frames with equal `read_header`, and far cheaper."""
     ethertype = frame[12:14]
-    if ethertype == IPV4:
+    if ethertype == IPV4 and len(frame) >= ETHERNET + 20:
         return frame[14:15] + frame[23:24] + frame[26:34] + (b"f" if _is_fragment(frame) else b"")
-    if ethertype == IPV6:
+    if ethertype == IPV6 and len(frame) >= ETHERNET + 40:
         return frame[20:21] + frame[22:54] + (frame[54:55] if frame[20] == ICMPV6 else b"")
     return ethertype
 
