@@ -160,12 +160,12 @@ class Reconciler(Generic[K, R]):
 
     def run(self, now: float) -> float | None:
         """One pass. Returns when a failed row wants another try, or None."""
-        if not self.desired.listed:
-            return None
         if not self.applied.listed or self.unreadable is not None:
             self.refresh()
         if self.unreadable is not None:
             return now + FIRST_RETRY_SECONDS
+        if not self.desired.listed:
+            return None
         standing = dict(self.applied.rows)
         wanted = self.desired.rows
         for key in [key for key in self.failures if key not in wanted and key not in standing]:

@@ -54,6 +54,7 @@ def test_nothing_is_removed_before_the_writer_has_listed() -> None:
     reconciler = make(world)
     assert reconciler.run(0) is None
     assert world.rows == {"left by an earlier agent": 1}
+    assert reconciler.applied.rows == world.rows, "what stands is known before anything is wanted"
     reconciler.desired.replace({})
     reconciler.run(0)
     assert world.rows == {}
