@@ -18,6 +18,7 @@ from typing import Any
 
 import structlog
 
+from pellicle import logs
 from pellicle.answers import Sight, answers
 from pellicle.config import Attach, Config
 from pellicle.datapath import door, endpoints, ipcache, programs
@@ -54,6 +55,7 @@ from pellicle.flows import names
 from pellicle.flows.decode import Decoder, FlowEvent, PathMtu, ProbeSeen, SaConfirmed
 from pellicle.flows.history import History
 from pellicle.flows.names import Name
+from pellicle.kernel import Unsupported, libc
 from pellicle.kernel.bpf import Object, RingBuffer, ensure_bpffs
 from pellicle.kernel.bpf.attach import Mode
 from pellicle.kernel.netlink import Netlink
@@ -66,7 +68,7 @@ from pellicle.sources.cni_spec import CniError, Mtu
 from pellicle.sources.directory import Directory
 from pellicle.sources.links import links, snapshot
 from pellicle.sources.record import RecordTarget
-from pellicle.sources.secrets import read_secret
+from pellicle.sources.secrets import SecretError, read_secret
 from pellicle.table import Reconciler, Table, derive, reconcile
 from pellicle.wire.netlink import Route, Rule
 
@@ -385,9 +387,18 @@ class Agent:
         return made
 
 
+class CannotStart(Exception):  # noqa: N818  it is an answer for the operator
+    """Why there is no agent, in words; nothing was changed that encrypts less than before."""
+
+
 async def run(config: Config) -> None:
-    """Be this node's agent until SIGTERM or SIGINT."""
-    agent = Agent(config)
+    """Be this node's agent until SIGTERM or SIGINT; `CannotStart` says why not."""
+    libc.forbid_core_dumps()
+    logs.configure(config.log_level, config.log_format)
+    try:
+        agent = Agent(config)
+    except (uplink.NoUplink, SecretError, secrets.SecretError, Unsupported, OSError) as error:
+        raise CannotStart(str(error)) from error
     work = asyncio.ensure_future(agent.run())
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
