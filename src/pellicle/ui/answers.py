@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The agent's answers as this side reads them.
+
+Only what is shown is named here. What an older agent does not say has a default, what a newer
+one adds is passed over; a field of another type is an error that names its place.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import msgspec
+
+Shape = TypeVar("Shape")
+
+
+class End(msgspec.Struct, frozen=True):
+    """One end of a flow."""
+
+    address: str
+    port: int | None = None
+    pod: str | None = None
+    node: str | None = None
+    identity: int = 0
+
+
+class Icmp(msgspec.Struct, frozen=True):
+    type: int
+    code: int
+    identifier: int = 0
+
+
+class Flow(msgspec.Struct, frozen=True):
+    """One line of `flows`."""
+
+    time: float
+    source: End
+    destination: End
+    verdict: str
+    reason: str
+    protocol: str = ""
+    icmp: Icmp | None = None
+    hook: str = ""
+    words: str = ""
+    packets: int = 0
+    bytes: int = 0
+    spi: int = 0
+    epoch: int = 0
+    pair: str = ""
+
+
+class Mtu(msgspec.Struct, frozen=True):
+    v4: int | None = None
+    v6: int | None = None
+
+
+class Datapath(msgspec.Struct, frozen=True):
+    attach: str = ""
+    uplink: str = ""
+    mtu: Mtu = Mtu()
+
+
+class Peer(msgspec.Struct, frozen=True):
+    """Another node, and how far its keys are."""
+
+    node: str
+    addresses: tuple[str, ...] = ()
+    state: str = ""
+    why: str | None = None
+    local_epoch: int | None = None
+    peer_epoch: int | None = None
+    pair: str | None = None
+    sas_in: int = 0
+    sas_out: int = 0
+    packets_out: int = 0
+    bytes_out: int = 0
+    packets_in: int = 0
+    bytes_in: int = 0
+    confirmed: bool = False
+
+
+class Lag(msgspec.Struct, frozen=True):
+    """How far the kernel is from one table."""
+
+    name: str
+    desired: int = 0
+    applied: int = 0
+    failed: int = 0
+    healed: int = 0
+
+
+class Count(msgspec.Struct, frozen=True):
+    """The packets of one reason."""
+
+    reason: str
+    words: str = ""
+    verdict: str = ""
+    packets: int = 0
+    bytes: int = 0
+
+
+class Rejected(msgspec.Struct, frozen=True):
+    source: str
+    name: str
+    why: str
+
+
+class Status(msgspec.Struct, frozen=True):
+    """The answer to `status`."""
+
+    node: str
+    healthy: bool
+    encryption: str
+    version: str = ""
+    engine: str = ""
+    engine_why: str | None = None
+    datapath: Datapath = Datapath()
+    peers: tuple[Peer, ...] = ()
+    tables: tuple[Lag, ...] = ()
+    drops: tuple[Count, ...] = ()
+    counts: tuple[Count, ...] = ()
+    rejected: tuple[Rejected, ...] = ()
+    endpoints: int = 0
+    events_lost: int = 0
+    problems: tuple[str, ...] = ()
+
+
+class Sa(msgspec.Struct, frozen=True):
+    """A security association as the datapath counts it."""
+
+    direction: str
+    peer: str
+    spi: int
+    number: int = 0
+    pair: str = ""
+    local_epoch: int = 0
+    peer_epoch: int = 0
+    sequence: int = 0
+    packets: int = 0
+    bytes: int = 0
+    replayed: int = 0
+    auth_failed: int = 0
+    first_seen: float | None = None
+
+
+class Offer(msgspec.Struct, frozen=True):
+    epoch: int
+    fingerprint: str = ""
+    state: str = ""
+
+
+class Encrypt(msgspec.Struct, frozen=True):
+    """The answer to `encrypt`."""
+
+    sas: tuple[Sa, ...] = ()
+    offers: tuple[Offer, ...] = ()
+    peers: tuple[Peer, ...] = ()
+
+
+def read(answer: Any, shape: type[Shape]) -> Shape:
+    """The answer in its shape; msgspec.ValidationError names what is wrong with it."""
+    return msgspec.convert(answer, shape, strict=False)

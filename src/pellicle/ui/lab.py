@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The lab at a glance: its nodes, their agents, their pods."""
+
+from __future__ import annotations
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from pellicle.lab.state import LabState, NodeState
+from pellicle.ui.grid import Column, grid
+from pellicle.ui.sections import INDENT, bullet, indented, section
+
+
+def lab(state: LabState, width: int) -> RenderableType:
+    """One line for each node and each pod, and what is wrong."""
+    if state.shape is None and not state.nodes:
+        return Text("no lab is up; start one with `pellicle lab up`", "quiet")
+    inner = width - INDENT
+    problems = [
+        bullet(Text.assemble((f"{node.name}: ", "name"), node.problem), "bad")
+        for node in state.nodes
+        if node.problem
+    ]
+    return Group(
+        _head(state),
+        *section("Problems", problems),
+        *section("Nodes", [_nodes(state, inner)] if state.nodes else []),
+        *section("Pods", [_pods(state, inner)] if any(node.pods for node in state.nodes) else []),
+        *section("Try", [_examples(state)] if state.is_ready else []),
+    )
+
+
+def _head(state: LabState) -> RenderableType:
+    style = "good" if state.is_ready else "wary"
+    words = "ready" if state.is_ready else "not ready"
+    head = Text.assemble((f"{'●' if state.is_ready else '◐'} ", style), ("lab", "title"))
+    head.append(f"  {words}", style)
+    if state.shape is None:
+        return head
+    shape = state.shape
+    encryption = Text("on", "good") if shape.encrypt else Text("off", "bad")
+    return Group(
+        Text.assemble(head, "  encryption ", encryption),
+        indented(
+            Text(
+                f"{len(state.nodes)} of {shape.nodes} nodes, {shape.pods} pods each, "
+                f"engine {shape.engine}, MTU {shape.mtu}",
+                "quiet",
+            )
+        ),
+    )
+
+
+def _nodes(state: LabState, width: int) -> RenderableType:
+    columns = [
+        Column("node"),
+        Column("agent"),
+        Column("encryption"),
+        Column("address", rank=1, shrinks=True),
+        Column("pods", rank=2, shrinks=True),
+        Column("pid", rank=3, is_number=True),
+    ]
+    return grid(columns, [_node(node) for node in state.nodes], width)
+
+
+def _node(node: NodeState) -> list[Text]:
+    agent = node.agent or {}
+    encryption = str(agent.get("encryption", "-"))
+    return [
+        Text(node.name, "name"),
+        Text("✗ not ready", "bad") if node.problem else Text("● ready", "good"),
+        Text(encryption, {"on": "good", "off": "bad"}.get(encryption, "wary")),
+        Text(", ".join(node.addresses)),
+        Text(", ".join(node.pod_cidrs)),
+        Text(str(node.pid or "-")),
+    ]
+
+
+def _pods(state: LabState, width: int) -> RenderableType:
+    columns = [
+        Column("pod"),
+        Column("addresses", shrinks=True),
+        Column("in the cluster", rank=1),
+        Column("namespace", rank=2),
+    ]
+    rows = [
+        (
+            Text(pod.name, "name"),
+            ", ".join(pod.addresses) or Text("not plugged in", "bad"),
+            pod.cluster_name,
+            Text(pod.namespace, "quiet"),
+        )
+        for node in state.nodes
+        for pod in node.pods
+    ]
+    return grid(columns, rows, width)
+
+
+def _examples(state: LabState) -> RenderableType:
+    pods = [pod for node in state.nodes for pod in node.pods if pod.addresses]
+    lines = ["pellicle status --node n1", "pellicle lab sniff"]
+    if len(pods) > 1:
+        far = pods[-1].addresses[0]
+        lines.insert(0, f"pellicle lab exec {pods[0].name} ping -c 3 {far}")
+    return Text("\n".join(lines))

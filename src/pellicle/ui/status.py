@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One node at a glance: is it well, is everything encrypted, and if not, why and what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Final
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from pellicle.flows.reasons import WORDS
+from pellicle.ui.answers import Count, Lag, Peer, Status
+from pellicle.ui.grid import Column, grid
+from pellicle.ui.sections import INDENT, bullet, facts, indented, section
+from pellicle.ui.units import count, octets
+
+MARKS: Final = {"good": "●", "wary": "◐", "bad": "✗"}
+VERDICT_STYLES: Final = {"encrypted": "good", "clear": "wary", "dropped": "bad"}
+_ENCRYPTION: Final = {"on": "good", "off": "bad", "degraded": "wary"}
+_PEERS: Final = {"ready": "good", "confirming": "wary", "stale": "wary"}
+_FEW: Final = 5
+"""So many drop reasons come with advice without being asked for."""
+
+
+def status(answer: Status, width: int, *, is_verbose: bool) -> RenderableType:
+    """All there is to know; what is as it should be takes one line."""
+    inner = width - INDENT
+    clear = _most(count for count in answer.counts if count.verdict == "clear")
+    drops = _most(answer.drops)
+    advised = (len(clear), len(drops)) if is_verbose else (0, _FEW)
+    return Group(
+        title(answer),
+        indented(_facts(answer)),
+        *section("Problems", _problems(answer)),
+        *section("Peers", _peers(answer.peers, inner)),
+        *section("Tables", _tables(answer.tables, inner, is_verbose=is_verbose)),
+        *section("In the clear", _reasons(clear, "wary", advised[0])),
+        *section("Dropped", _reasons(drops, "bad", advised[1])),
+    )
+
+
+def title(answer: Status) -> Text:
+    """Who, how encrypted, how well."""
+    style = _ENCRYPTION.get(answer.encryption, "wary")
+    health = Text("healthy", "good") if answer.healthy else Text("look at the problems", "wary")
+    return Text.assemble(
+        (f"{MARKS[style]} ", style),
+        (answer.node, "title"),
+        "  encryption ",
+        (answer.encryption, style),
+        "  ",
+        health,
+    )
+
+
+def state(peer: Peer) -> Text:
+    """A peer's state with its mark."""
+    style = _PEERS.get(peer.state, "bad")
+    return Text(f"{MARKS[style]} {peer.state}", style)
+
+
+def peers_not_ready(peers: Sequence[Peer]) -> Iterator[Text]:
+    """A line for each peer that traffic cannot or may soon not reach, with the reason."""
+    for peer in peers:
+        if peer.why and peer.state != "ready":
+            yield Text.assemble((f"{peer.node}: ", "name"), peer.why)
+
+
+def _facts(answer: Status) -> RenderableType:
+    path = answer.datapath
+    sizes = ((path.mtu.v4, "IPv4"), (path.mtu.v6, "IPv6"))
+    lost = f"{count(answer.events_lost)} reports of flows lost (their packets are still counted)"
+    rows: list[tuple[str, str | Text]] = [
+        (
+            "engine",
+            f"{answer.engine} ({answer.engine_why})" if answer.engine_why else answer.engine,
+        ),
+        ("uplink", f"{path.uplink}, {path.attach}" if path.uplink else ""),
+        ("pod MTU", ", ".join(f"{size} {family}" for size, family in sizes if size)),
+        ("pods here", str(answer.endpoints)),
+        ("agent", answer.version),
+        ("traffic", _traffic(answer.counts)),
+        ("events", Text(lost if answer.events_lost else "", "wary")),
+    ]
+    return facts(rows)
+
+
+def _traffic(counts: Sequence[Count]) -> Text:
+    sums = {
+        verdict: sum(each.bytes for each in counts if each.verdict == verdict)
+        for verdict in VERDICT_STYLES
+    }
+    parts = [
+        Text(f"{octets(amount)} {verdict}", VERDICT_STYLES[verdict] if amount else "quiet")
+        for verdict, amount in sums.items()
+    ]
+    return Text(" · ").join(parts) if counts else Text()
+
+
+def _problems(answer: Status) -> list[RenderableType]:
+    lines = [Text(problem) for problem in answer.problems]
+    lines += [
+        Text.assemble((f"{each.source} ", "quiet"), (each.name, "name"), f": {each.why}")
+        for each in answer.rejected
+    ]
+    return [bullet(line, "bad") for line in lines]
+
+
+def _peers(peers: Sequence[Peer], width: int) -> list[RenderableType]:
+    if not peers:
+        return [Text("none yet: no other node is in the directory", "quiet")]
+    columns = [
+        Column("node", shrinks=True),
+        Column("state"),
+        Column("address", rank=2, shrinks=True),
+        Column("epochs", rank=1),
+        Column("bytes out", is_number=True),
+        Column("packets out", rank=3, is_number=True),
+        Column("bytes in", is_number=True),
+        Column("packets in", rank=3, is_number=True),
+    ]
+    rows = [
+        (
+            Text(peer.node, "name"),
+            state(peer),
+            ", ".join(peer.addresses[:1]),
+            epochs(peer.local_epoch, peer.peer_epoch),
+            octets(peer.bytes_out),
+            count(peer.packets_out),
+            octets(peer.bytes_in),
+            count(peer.packets_in),
+        )
+        for peer in peers
+    ]
+    return [grid(columns, rows, width)]
+
+
+def epochs(local: int | None, peer: int | None) -> str:
+    """The numbers of the two offers that a pair of keys comes from."""
+    return f"{local or '-'}·{peer or '-'}" if local or peer else "-"
+
+
+def _tables(tables: Sequence[Lag], width: int, *, is_verbose: bool) -> list[RenderableType]:
+    behind = [lag for lag in tables if lag.failed or lag.desired != lag.applied]
+    healed = sum(lag.healed for lag in tables)
+    rows = sum(lag.applied for lag in tables)
+    line = Text(f"{len(tables) - len(behind)} of {len(tables)} in step, {count(rows)} rows")
+    if healed:
+        line.append(f", {count(healed)} healed after someone else had changed them", "wary")
+    shown = tables if is_verbose else behind
+    if not shown:
+        return [line] if tables else []
+    columns = [
+        Column("table", shrinks=True),
+        *(Column(name, is_number=True) for name in ("wanted", "standing", "failed")),
+        Column("healed", rank=1, is_number=True),
+    ]
+    cells = [
+        (
+            Text(lag.name, "name"),
+            count(lag.desired),
+            Text(count(lag.applied), "" if lag.applied == lag.desired else "wary"),
+            Text(count(lag.failed), "bad" if lag.failed else "quiet"),
+            count(lag.healed),
+        )
+        for lag in shown
+    ]
+    return [line, grid(columns, cells, width)]
+
+
+def _most(counts: Iterable[Count]) -> list[Count]:
+    return sorted((each for each in counts if each.packets), key=lambda each: -each.packets)
+
+
+def _reasons(counts: Sequence[Count], style: str, advised: int) -> list[RenderableType]:
+    """A line for each, and for the first `advised` of them what to do."""
+    if not counts:
+        return [Text("nothing", "good")]
+    parts: list[RenderableType] = []
+    for at, each in enumerate(counts):
+        unit = "packet" if each.packets == 1 else "packets"
+        parts.append(
+            Text.assemble(
+                (f"{count(each.packets):>4}", style),
+                f" {unit}, {octets(each.bytes)}: ",
+                (each.words or each.reason, "name"),
+                (f" ({each.reason})", "quiet"),
+            )
+        )
+        if at < advised and each.reason in WORDS:
+            parts.append(indented(Text(WORDS[each.reason].advice, "quiet"), 5))
+    return parts
