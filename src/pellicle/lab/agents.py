@@ -13,10 +13,12 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
+from ipaddress import IPv6Address
 from typing import Any, Final
 
+from pellicle.facts import Address
 from pellicle.lab import processes
 from pellicle.lab.errors import LabError
 from pellicle.lab.processes import Process
@@ -129,15 +131,27 @@ def status(node: LabNode) -> Mapping[str, Any]:
     return rows[0]
 
 
-def wait_ready(nodes: Sequence[LabNode], shape: Shape, seconds: float = READY_SECONDS) -> None:
-    """Return when every agent has what `lacking` asks for; LabError says who lacks what."""
+def known_addresses(node: LabNode) -> frozenset[Address]:
+    """Every address that the node's datapath can place, read from the kernel's own map."""
+    rows = ask(node, "map", name="ipcache")
+    packed = [bytes.fromhex(row["key"]["bytes"].replace(":", "")) for row in rows]
+    return frozenset(IPv6Address(key).ipv4_mapped or IPv6Address(key) for key in packed)
+
+
+def wait_ready(
+    nodes: Sequence[LabNode],
+    shape: Shape,
+    addresses: Collection[Address],
+    seconds: float = READY_SECONDS,
+) -> None:
+    """Return when each agent can carry all traffic between `addresses`; LabError says why not."""
     deadline = time.monotonic() + seconds
     waiting = dict.fromkeys(nodes, "has not answered yet")
     while waiting:
         for node in tuple(waiting):
             if processes.read_pid_file(node.pid_file) is None:
                 raise LabError(f"the agent of {node.name} has ended:\n{log_tail(node)}")
-            waiting[node] = why_not_ready(node, shape)
+            waiting[node] = why_not_ready(node, shape, addresses)
             if not waiting[node]:
                 del waiting[node]
         if waiting and time.monotonic() > deadline:
@@ -146,12 +160,16 @@ def wait_ready(nodes: Sequence[LabNode], shape: Shape, seconds: float = READY_SE
             time.sleep(POLL_SECONDS)
 
 
-def why_not_ready(node: LabNode, shape: Shape) -> str:
+def why_not_ready(node: LabNode, shape: Shape, addresses: Collection[Address]) -> str:
     """What the node's agent still lacks, in words; empty when nothing."""
     try:
-        return "; ".join(lacking(status(node), shape))
+        wants = lacking(status(node), shape)
+        unknown = sorted(map(str, set(addresses) - known_addresses(node)))
     except LabError as error:
         return str(error)
+    if unknown:
+        wants.append(f"it does not know {unknown[0]}" + f" and {len(unknown) - 1} more")
+    return "; ".join(wants)
 
 
 def lacking(row: Mapping[str, Any], shape: Shape) -> list[str]:
@@ -160,10 +178,10 @@ def lacking(row: Mapping[str, Any], shape: Shape) -> list[str]:
     wanted = "on" if shape.encrypt else "off"
     if row["encryption"] != wanted:
         wants.append(f"encryption is {row['encryption']}, not {wanted}")
-    peers = row["peers"]
-    if len(peers) != shape.nodes - 1:
-        wants.append(f"it knows {len(peers)} peers of {shape.nodes - 1}")
     if shape.encrypt:
+        peers = row["peers"]
+        if len(peers) != shape.nodes - 1:
+            wants.append(f"it has {len(peers)} peers, not {shape.nodes - 1}")
         wants += [
             f"{peer['node']} is {peer['state']}" + (f" ({peer['why']})" if peer["why"] else "")
             for peer in peers

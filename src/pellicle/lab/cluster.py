@@ -152,7 +152,7 @@ def start_agent(where: str, *, wait: bool = True) -> None:
         node, shape = node_named(where), state.must_read_shape()
         agents.start(node)
         if wait:
-            agents.wait_ready([node], shape)
+            agents.wait_ready([node], shape, state.standing_addresses())
 
 
 def kill_agent(where: str, number: signal.Signals = signal.SIGKILL) -> None:
@@ -187,21 +187,22 @@ def _make(shape: Shape, progress: Progress) -> None:
     words = "on" if shape.encrypt else "off"
     progress(f"starting the agents, encryption {words}")
     _each(agents.start, nodes)
-    agents.wait_ready(nodes, shape)
+    agents.wait_ready(nodes, shape, state.standing_addresses())
     _fit_pods(nodes, shape, progress)
-    agents.wait_ready(nodes, shape)
+    agents.wait_ready(nodes, shape, state.standing_addresses())
     progress(f"ready: encryption {words}, every peer known" + (" and confirmed" * shape.encrypt))
 
 
 def _fit_pods(nodes: Sequence[LabNode], shape: Shape, progress: Progress) -> None:
-    wanted = {pod for node in nodes for pod in pods_of(node, shape.pods)}
+    wanted = {node: pods_of(node, shape.pods) for node in nodes}
     for pod in state.standing_pods():
-        if pod not in wanted:
+        if pod not in wanted[pod.node]:
             progress(f"unplugging {pod.name}")
             pods.unplug(pod)
-    if wanted:
-        progress(f"plugging in {len(wanted)} pods")
-    _each(pods.plug, sorted(wanted))
+    if shape.pods:
+        progress(f"plugging in {shape.pods * len(nodes)} pods")
+    # One after the other on a node: the first gets the first address.
+    _each(lambda node: [pods.plug(pod) for pod in wanted[node]], nodes)
 
 
 def _strike_off(node: LabNode) -> None:

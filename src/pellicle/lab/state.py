@@ -9,9 +9,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from pellicle.facts import Address
 from pellicle.lab import agents, cabling, pods, processes
 from pellicle.lab.errors import LabError
 from pellicle.lab.topology import SHAPE, WIRE, LabNode, LabPod, Shape, node_named, pod_named
@@ -103,6 +105,13 @@ def standing_pods(node: LabNode | None = None) -> tuple[LabPod, ...]:
     return tuple(sorted(pod for pod in found if node in {None, pod.node}))
 
 
+def standing_addresses() -> tuple[Address, ...]:
+    """Those of all nodes and of all pods that are plugged in."""
+    of_nodes = [address for node in standing_nodes() for address in node.addresses]
+    of_pods = [address for pod in standing_pods() for address in pods.addresses(pod)]
+    return (*of_nodes, *of_pods)
+
+
 def _is_pod(namespace: str) -> bool:
     return namespace != WIRE and namespace.count("-") == 2
 
@@ -110,13 +119,11 @@ def _is_pod(namespace: str) -> bool:
 def _node_state(node: LabNode, shape: Shape | None) -> NodeState:
     process = processes.read_pid_file(node.pid_file)
     row: Mapping[str, Any] | None = None
-    problem = "no agent runs"
-    if process is not None:
-        try:
+    problem = "no agent runs" if process is None else "no lab was asked for"
+    if process is not None and shape is not None:
+        problem = agents.why_not_ready(node, shape, standing_addresses())
+        with suppress(LabError):
             row = agents.status(node)
-            problem = "; ".join(agents.lacking(row, shape)) if shape else "no lab was asked for"
-        except LabError as error:
-            problem = str(error)
     return NodeState(
         name=node.name,
         namespace=node.namespace,
