@@ -68,7 +68,7 @@ from pellicle.sources.cni_spec import CniError, Mtu
 from pellicle.sources.directory import Directory
 from pellicle.sources.links import links, snapshot
 from pellicle.sources.record import RecordTarget
-from pellicle.sources.secrets import SecretError, read_secret
+from pellicle.sources.secrets import SecretFileError, read_secret
 from pellicle.table import Reconciler, Table, derive, reconcile
 from pellicle.wire.netlink import Route, Rule
 
@@ -397,7 +397,7 @@ async def run(config: Config) -> None:
     logs.configure(config.log_level, config.log_format)
     try:
         agent = Agent(config)
-    except (uplink.NoUplink, SecretError, secrets.SecretError, Unsupported, OSError) as error:
+    except (uplink.NoUplink, SecretFileError, secrets.SecretError, Unsupported, OSError) as error:
         raise CannotStart(str(error)) from error
     work = asyncio.ensure_future(agent.run())
     loop = asyncio.get_running_loop()
