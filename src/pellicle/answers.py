@@ -160,6 +160,25 @@ def dump_map(sight: Sight, name: object) -> list[dict[str, Any]]:
     return rows
 
 
+def list_maps(sight: Sight) -> list[dict[str, Any]]:
+    """Every map, and how full it is."""
+    return [
+        {
+            "name": name,
+            "type": found.type.name.lower(),
+            "rows": None if found.type is MapType.RINGBUF else len(found.items()),
+            "max_entries": found.max_entries,
+        }
+        for name, found in sorted(sight.bpf.maps.items())
+        if name in sight.bpf.btf.maps
+    ]
+
+
+def maps(sight: Sight, name: object) -> list[dict[str, Any]]:
+    """The rows of the map of that name; without one, the maps."""
+    return list_maps(sight) if name is None else dump_map(sight, name)
+
+
 def _shown(value: Any) -> Any:
     if isinstance(value, Mapping):
         if value.keys() >= {"bytes", "words", "halves"}:
@@ -311,7 +330,7 @@ def answers(sight: Sight) -> dict[str, Callable[[Request], AsyncIterator[Any]]]:
         "status": lambda _: one(status(sight)),
         "encrypt": lambda _: one(encrypt(sight)),
         "flows": lambda request: flows(sight, request),
-        "map": lambda request: _each(dump_map(sight, request.arguments.get("name"))),
+        "map": lambda request: _each(maps(sight, request.arguments.get("name"))),
         "metrics": lambda _: one({"text": metrics(sight)}),
     }
 
