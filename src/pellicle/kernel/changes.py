@@ -55,9 +55,13 @@ class Changes:
     """An endless asynchronous iterator of changes."""
 
     def __init__(
-        self, namespace: Namespace | None = None, groups: Iterable[Group] = tuple(Group)
+        self,
+        namespace: Namespace | None = None,
+        groups: Iterable[Group] = tuple(Group),
+        *,
+        queue: int = 4 * 1024 * 1024,
     ) -> None:
-        self._socket = route_socket(namespace)
+        self._socket = route_socket(namespace, queue=queue)
         self._socket.setblocking(False)
         self._socket.bind((0, sum(1 << group - 1 for group in groups)))
         self._waiting: deque[Change | Missed] = deque()

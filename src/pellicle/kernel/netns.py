@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Network namespaces: made and named as `ip netns` does it, entered by one thread at a time.
 
-A thread that is `inside` a namespace does in it whatever it does: opens sockets (which stay
-there when the thread leaves), reads and writes /proc/sys/net, starts processes. Nothing else of
-the process moves, and no file system is mounted or hidden, as `ip netns exec` would do with
-/sys. Never await inside: the event loop's other tasks would be in there too.
+A thread that is `inside` a namespace does in it whatever it does: opens sockets, starts
+processes and threads (which all stay there when it leaves), reads and writes /proc/sys/net.
+Nothing else of the process moves, and no file system is mounted or hidden, as `ip netns exec`
+would do with /sys. Never await inside: the event loop's other tasks would be in there too.
 """
 
 from __future__ import annotations

@@ -39,6 +39,7 @@ _ADDRESS = struct.Struct("=BBBBI")
 _AF_INET, _AF_INET6 = 2, 10
 _IFF_UP, _IFF_NOARP, _IFF_LOWER_UP = 0x1, 0x80, 0x10000
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_MASTER = 1, 3, 4, 5, 10
+_IFLA_OPERSTATE, _IF_OPER_UNKNOWN, _IF_OPER_UP = 16, 0, 6
 _IFLA_LINKINFO, _IFLA_IFALIAS, _IFLA_AF_SPEC, _IFLA_NET_NS_FD = 18, 20, 26, 28
 _IFLA_INFO_KIND, _IFLA_INFO_DATA, _VETH_INFO_PEER = 1, 2, 1
 _IFLA_INET6_ADDR_GEN_MODE, _ADDR_GEN_NONE = 8, 1
@@ -58,8 +59,9 @@ class LinkInfo:
     kind: str
     """veth, bridge, vxlan…; empty for hardware and loopback."""
     is_up: bool
-    """By order of the operator; `has_carrier` says whether the other side is there."""
-    has_carrier: bool
+    """By order of the operator."""
+    is_running: bool
+    """Packets pass: it is up, so is the other end, and the kernel has taken notice."""
     is_noarp: bool = False
     peer: int = 0
     """For a veth: the ifindex of its other end, in that end's namespace."""
@@ -86,14 +88,17 @@ class VethEnd:
     mtu: int | None = None
     netns_fd: int | None = None
     """Where the end shall live; None: where the request is sent."""
+    index: int = 0
+    """The ifindex to have; 0: the kernel chooses. Ends in two namespaces that happen to get the
+    same one learn of each other's carrier a second late (the kernel's linkwatch_urgent_event)."""
 
 
 def add_veth(end: VethEnd, peer: VethEnd) -> Request:
     """Makes a veth pair."""
     # The peer's own ifinfomsg stands before its attributes, inside the nested one.
-    inner = nested(_VETH_INFO_PEER, _LINK.pack(0, 0, 0, 0, 0), *_veth_end(peer))
+    inner = nested(_VETH_INFO_PEER, _LINK.pack(0, 0, peer.index, 0, 0), *_veth_end(peer))
     info = nested(_IFLA_LINKINFO, text(_IFLA_INFO_KIND, "veth"), nested(_IFLA_INFO_DATA, inner))
-    body = _LINK.pack(0, 0, 0, 0, 0) + b"".join(_veth_end(end)) + info
+    body = _LINK.pack(0, 0, end.index, 0, 0) + b"".join(_veth_end(end)) + info
     return Request(RTM_NEWLINK, CREATE | EXCLUSIVE, body)
 
 
@@ -156,7 +161,7 @@ def read_link(reply: Reply) -> LinkInfo:
         mtu=read_u32(found, _IFLA_MTU),
         kind=kind,
         is_up=bool(flags & _IFF_UP),
-        has_carrier=bool(flags & _IFF_LOWER_UP),
+        is_running=_is_running(flags, found, kind),
         is_noarp=bool(flags & _IFF_NOARP),
         peer=read_u32(found, _IFLA_LINK) if kind == "veth" else 0,
         master=read_u32(found, _IFLA_MASTER),
@@ -193,6 +198,13 @@ def read_address(reply: Reply) -> LinkAddress | None:
     if size == 4:
         return LinkAddress(index, IPv4Interface((IPv4Address(packed), bits)))
     return LinkAddress(index, IPv6Interface((IPv6Address(packed), bits)))
+
+
+def _is_running(flags: int, found: dict[int, bytes], kind: str) -> bool:
+    state = (found.get(_IFLA_OPERSTATE) or b"\0")[0]
+    # Loopback and tunnels stay "unknown"; a veth is so only on its way up, and drops packets then.
+    works = state == _IF_OPER_UP or (state == _IF_OPER_UNKNOWN and kind != "veth")
+    return works and bool(flags & _IFF_LOWER_UP)
 
 
 def _veth_end(end: VethEnd) -> list[bytes]:

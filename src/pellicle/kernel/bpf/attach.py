@@ -52,7 +52,8 @@ def attach_tc(
 ) -> Attachment:
     """Puts `program` on a device of this network namespace, in the place of what `pin` names.
 
-    Without `mode`, tcx where the kernel has it. `prio` orders clsact filters.
+    Without `mode`, tcx where the kernel has it. `prio` orders clsact filters. When the mode
+    changes, both run for a moment: better twice than not at all.
     """
     mode = mode or ("tcx" if has_tcx(ifindex) else "clsact")
     if mode == "tcx":
@@ -60,7 +61,7 @@ def attach_tc(
         _remove_filter(ifindex, direction, prio)
     else:
         _replace_filter(ifindex, program, direction, prio)
-        pin.unlink(missing_ok=True)
+        _detach_link(pin)
     return Attachment(ifindex, direction, mode, program.id)
 
 
@@ -77,7 +78,7 @@ def attached_tc(
 
 def detach_tc(ifindex: int, direction: Direction, *, pin: Path, prio: int = 1) -> None:
     """Takes the program off again, in either mode; a device or pin that is gone is success."""
-    pin.unlink(missing_ok=True)
+    _detach_link(pin)
     _remove_filter(ifindex, direction, prio)
 
 
@@ -114,6 +115,21 @@ def _attach_link(ifindex: int, program: Program, direction: Direction, pin: Path
         bpffs.pin(fresh, pin)
     finally:
         os.close(fresh)
+
+
+def _detach_link(pin: Path) -> None:
+    """Detaches at once; a link whose last name goes is let go some time later only."""
+    try:
+        link = bpffs.open_pinned(pin)
+    except FileNotFoundError:
+        return
+    try:
+        answer = lib.bpf_link_detach(link)
+        if answer != -errno.ENOLINK:
+            check(answer, f"detaching {pin}")
+    finally:
+        os.close(link)
+    pin.unlink(missing_ok=True)
 
 
 def _link_info(pin: Path) -> tuple[int, int, int] | None:

@@ -104,6 +104,7 @@ int bpf_prog_test_run_opts(int fd, struct bpf_test_run_opts *opts);
 
 int bpf_link_create(int prog_fd, int target_fd, int attach_type, const void *opts);
 int bpf_link_update(int link_fd, int new_prog_fd, const void *opts);
+int bpf_link_detach(int link_fd);
 int bpf_prog_query(int target_fd, int type, __u32 query_flags, __u32 *attach_flags,
                    __u32 *prog_ids, __u32 *prog_cnt);
 int bpf_prog_get_fd_by_id(__u32 id);
