@@ -2,8 +2,9 @@
 """What the CNI specification says, as far as the agent needs it: requests, results, errors.
 
 Nothing here touches the world. The plugin has refused already what a network configuration
-must not say; what is checked here is what would do harm. Versions 0.4.0, 1.0.0 and 1.1.0 of the protocol are spoken;
-they differ in the shape of a result, and only the last has GC and STATUS.
+must not say; what is checked here is what would do harm. Versions 0.4.0, 1.0.0 and 1.1.0 of
+the protocol are spoken; they differ in the shape of a result, and only the last has GC and
+STATUS.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from typing import Any, Literal
 
 import msgspec
 
+from pellicle import values
 from pellicle.facts import Address, Attachment, Endpoint, EndpointName, IdentityNumber
-from pellicle.sources import values
 
 VERSIONS = ("0.4.0", "1.0.0", "1.1.0")
 DEFAULT_NAMESPACE = "default"
