@@ -1,0 +1,306 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the door makes of a packet, byte by byte: ESP that other implementations open.
+
+The judges are Python's `cryptography` (tests/bpf/esp.py), for every size in both families inside
+and outside, and Scapy's ESP for a sample.
+"""
+
+from __future__ import annotations
+
+import random
+import struct
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import pytest
+from scapy.layers.inet import IP
+from scapy.layers.inet6 import IPv6
+from scapy.layers.ipsec import ESP as ScapyESP
+from scapy.layers.ipsec import SecurityAssociation
+
+from tests.bpf import esp, packets
+from tests.bpf.cluster import (
+    KEYLESS, OVER4, OVER6, PEERS, POD4, POD6, SAS, SELF4, WORLD4, Peer, furnish, pod, put_outbound,
+    sa_out,
+)  # fmt: skip
+from tests.bpf.node import REDIRECT, SHOT, Node, Seen, loaded_node
+
+LONGEST = 2046
+"""What the engine can carry: 2048 with the two bytes of the trailer."""
+FAMILIES = [(inner, outer) for inner in (4, 6) for outer in (4, 6)]
+families = pytest.mark.parametrize(("inner", "outer"), FAMILIES, ids=lambda v: f"IPv{v}")
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
+    with loaded_node(tmp_path_factory.mktemp("bpf")) as node:
+        furnish(node)
+        yield node
+
+
+@pytest.fixture
+def node(loaded: Node) -> Node:
+    """With fresh SAs: every sequence starts at zero."""
+    loaded.clear("encrypt", "sa_out", "flows")
+    for peer in PEERS.values():
+        put_outbound(loaded, peer)
+    loaded.forget()
+    return loaded
+
+
+@dataclass(frozen=True)
+class Sealed:
+    """A frame that the door made, taken apart."""
+
+    peer: Peer
+    number: int
+    """The SA's."""
+    tos: int
+    label: int
+    opened: esp.Opened
+
+
+def take_apart(frame: bytes, peer: Peer, high: int = 0) -> Sealed:
+    """Opens a frame, whose headers must be exactly what they should be."""
+    version = 6 if peer is OVER6 else 4
+    start = 14 + (40 if version == 6 else 20)
+    word = struct.unpack_from(">I", frame, 14)[0]
+    tos, label = (word >> 20 & 0xFF, word & 0xFFFFF) if version == 6 else (word >> 16 & 0xFF, 0)
+    body = frame[start:]
+    more = {"label": label} if version == 6 else {"identifier": 0}
+    outer = packets.ip(peer.own, peer.address, body, protocol=packets.ESP, tos=tos, **more)
+    assert frame == packets.frame(outer)
+    spi = struct.unpack_from(">I", body)[0]
+    number = [peer.keys_out(each).spi for each in range(SAS)].index(spi)
+    return Sealed(peer, number, tos, label, esp.unseal(peer.keys_out(number), body, high))
+
+
+def assert_sealed(seen: Seen, inner: bytes, peer: Peer, high: int = 0) -> Sealed:
+    """The packet left for this peer with this inside, padded as it must be."""
+    assert (seen.action, seen.reason, seen.size) == (REDIRECT, "SEALED", len(inner))
+    assert seen.mark == 0
+    sealed = take_apart(seen.frame, peer, high)
+    assert sealed.opened.payload == inner
+    assert sealed.opened.padding == esp.padding(len(inner))
+    assert sealed.opened.next_header == (esp.IPV6 if inner[0] >> 4 == 6 else esp.IPV4)
+    assert sealed.opened.iv == struct.pack(">Q", sealed.opened.sequence)
+    return sealed
+
+
+def datagram(version: int, peer: Peer, size: int, *, seed: int = 0, **fields: int) -> bytes:
+    """An inner packet of exactly `size` bytes."""
+    payload = random.Random(size + seed).randbytes(size - (40 if version == 6 else 20))
+    return packets.ip(pod(version), peer.pod(version), payload, **fields)
+
+
+@families
+def test_every_size_is_sealed_as_the_rfcs_say(node: Node, inner: int, outer: int) -> None:
+    peer, largest = PEERS[outer], 1446 if outer == 4 else 1426
+    for count, size in enumerate(range(40 if inner == 6 else 20, largest + 1), 1):
+        packet = datagram(inner, peer, size)
+        seen = node.run("door", packets.frame(packet), mark=0xE00)
+        sealed = assert_sealed(seen, packet, peer)
+        assert sealed.opened.sequence == count, "one flow, one SA, no number twice or left out"
+        assert len(seen.frame) - 14 <= 1500
+    row = sa_out(node, peer, sealed.number)
+    assert row["packets"] == row["sequence"] == count
+    assert row["bytes"] == sum(range(40 if inner == 6 else 20, largest + 1))
+
+
+@families
+def test_scapy_opens_what_the_door_sealed(node: Node, inner: int, outer: int) -> None:
+    peer = PEERS[outer]
+    for size in range(48, 1427, 53):
+        packet = datagram(inner, peer, size, protocol=packets.TEST)
+        seen = node.run("door", packets.frame(packet))
+        keys = peer.keys_out(take_apart(seen.frame, peer).number)
+        judge = SecurityAssociation(
+            ScapyESP, keys.spi, crypt_algo="CHACHA20-POLY1305", crypt_key=keys.key + keys.salt,
+            esn_en=True, tunnel_header=(IPv6 if outer == 6 else IP)(),
+        )  # fmt: skip
+        sent = (IPv6 if outer == 6 else IP)(seen.frame[14:])
+        assert bytes(judge.decrypt(sent, esn_en=True)) == packet
+
+
+def test_the_longest_that_the_engine_carries_and_one_more(node: Node) -> None:
+    fits, too_big = (datagram(4, OVER4, size) for size in (LONGEST, LONGEST + 1))
+    assert_sealed(node.run("door", packets.frame(fits)), fits, OVER4)
+    before = node.rows("sa_out")
+    seen = node.run("door", packets.frame(too_big))
+    assert (seen.action, seen.reason) == (SHOT, "DROP_TOO_BIG")
+    assert node.rows("sa_out") == before
+
+
+def test_bytes_behind_the_packet_stay_behind(node: Node) -> None:
+    packet = datagram(4, OVER4, 20)
+    padded = packets.frame(packet) + bytes(26)
+    assert_sealed(node.run("door", padded), packet, OVER4)
+
+
+@families
+def test_dscp_and_ecn_are_copied(node: Node, inner: int, outer: int) -> None:
+    for tos in range(256):
+        packet = datagram(inner, PEERS[outer], 60, tos=tos)
+        sealed = assert_sealed(node.run("door", packets.frame(packet)), packet, PEERS[outer])
+        assert sealed.tos == tos
+
+
+@families
+def test_a_flow_keeps_its_sa_and_flows_use_all_of_them(
+    node: Node, inner: int, outer: int
+) -> None:
+    numbers, labels = [], set()
+    for port in range(400):
+        packet = packets.ip(
+            pod(inner), PEERS[outer].pod(inner), packets.udp(1024 + port, 53), protocol=packets.UDP
+        )
+        pair = [
+            assert_sealed(node.run("door", packets.frame(packet)), packet, PEERS[outer])
+            for _ in range(2)
+        ]
+        assert pair[0].number == pair[1].number
+        assert pair[0].label == pair[1].label
+        numbers.append(pair[0].number)
+        labels.add(pair[0].label)
+    assert all(60 <= numbers.count(number) <= 140 for number in range(SAS)), "about equally"
+    assert outer == 4 or len(labels) > 350
+
+
+def test_fragments_of_a_datagram_take_one_sa(node: Node) -> None:
+    numbers = set()
+    for fragment in (packets.MORE_FRAGMENTS, packets.MORE_FRAGMENTS | 3, 6):
+        packet = packets.ipv4(
+            POD4, OVER4.pod4, packets.udp(fragment, 9, bytes(16)), protocol=packets.UDP,
+            fragment=fragment,
+        )  # fmt: skip
+        numbers.add(assert_sealed(node.run("door", packets.frame(packet)), packet, OVER4).number)
+    assert len(numbers) == 1
+
+
+@families
+def test_sequence_numbers_pass_2_to_the_32(node: Node, inner: int, outer: int) -> None:
+    peer, start = PEERS[outer], (1 << 32) - 3
+    put_outbound(node, peer, sequence=start)
+    for sequence in range(start + 1, start + 8):
+        packet = datagram(inner, peer, 100)
+        seen = node.run("door", packets.frame(packet))
+        sealed = assert_sealed(seen, packet, peer, high=sequence >> 32)
+        assert sealed.opened.sequence == sequence
+
+
+def test_a_spent_sa_seals_no_more_and_keeps_its_number(node: Node) -> None:
+    put_outbound(node, OVER4, sequence_limit=5)
+    frame = packets.frame(datagram(4, OVER4, 99))
+    reasons = [node.run("door", frame).reason for _ in range(20)]
+    assert reasons == ["SEALED"] * 5 + ["DROP_SA_EXPIRED"] * 15
+    assert max(sa_out(node, OVER4, number)["sequence"] for number in range(SAS)) == 5
+
+
+@pytest.mark.parametrize(("expires", "reason"), [(1, "DROP_SA_EXPIRED"), (1 << 62, "SEALED")])
+def test_an_sa_ends_with_its_time(node: Node, expires: int, reason: str) -> None:
+    put_outbound(node, OVER4, expires=expires)
+    assert node.run("door", packets.frame(datagram(4, OVER4, 99))).reason == reason
+
+
+def test_cores_at_once_take_each_number_once_and_none_beyond_the_limit(node: Node) -> None:
+    limit, tries = 1500, 2000
+    put_outbound(node, OVER4, sequence_limit=limit)
+    frame = packets.frame(datagram(4, OVER4, 600))
+    door = node.object.program("door")
+    with ThreadPoolExecutor(4) as threads:
+        done = list(threads.map(lambda _: door.test_run(frame), range(tries)))
+    sent = [take_apart(each.data, OVER4) for each in done if each.retval == REDIRECT]
+    assert sorted(each.opened.sequence for each in sent) == list(range(1, limit + 1))
+    assert {each.retval for each in done} == {REDIRECT, SHOT}
+
+
+ODD = {
+    "another node's pod without keys": (
+        "DROP_NO_KEY", packets.frame(packets.ip(POD4, KEYLESS.pod4))),
+    "a cluster address nobody has": (
+        "DROP_UNKNOWN_PEER", packets.frame(packets.ip(POD4, "10.244.9.9"))),
+    "the world": ("DROP_UNKNOWN_PEER", packets.frame(packets.ip(POD4, WORLD4))),
+    "this node's own pod": ("DROP_UNKNOWN_PEER", packets.frame(packets.ip(OVER4.pod4, POD4))),
+    "this node itself": ("DROP_UNKNOWN_PEER", packets.frame(packets.ip(OVER4.pod4, SELF4))),
+    "multicast on the link": ("CLEAR_LINK", packets.frame(packets.ip("fe80::1", "ff02::16"))),
+    "ARP": ("CLEAR_LINK", packets.ethernet(packets.ETH_ARP, bytes(28))),
+    "LLDP": ("DROP_NOT_IP", packets.ethernet(0x88CC, bytes(40))),
+    "a VLAN tag": (
+        "DROP_NOT_IP",
+        packets.ethernet(0x8100, b"\0\1\x08\0" + packets.ip(POD4, OVER4.pod4))),
+    "a longer length than there is": (
+        "DROP_MALFORMED", packets.frame(packets.ip(POD4, OVER4.pod4, bytes(9))[:-1])),
+    "an IPv4 header of 16 bytes": (
+        "DROP_MALFORMED", packets.frame(b"\x44" + packets.ip(POD4, OVER4.pod4)[1:])),
+    "a mapped address in IPv6": (
+        "DROP_MALFORMED", packets.frame(packets.ipv6(POD6, f"::ffff:{OVER4.pod4}"))),
+    "one byte of IP": ("DROP_MALFORMED", packets.ethernet(packets.ETH_IPV4, b"\x45")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("says", ODD)
+def test_what_cannot_be_sealed_goes_nowhere(node: Node, says: str) -> None:
+    reason, frame = ODD[says]
+    before = node.rows("sa_out")
+    seen = node.run("door", frame)
+    assert (seen.reason, seen.action, seen.frame) == (reason, SHOT, frame)
+    assert node.rows("sa_out") == before, "no number was used"
+
+
+def test_packets_still_to_be_segmented_are_refused(node: Node) -> None:
+    packet = packets.ip(POD4, OVER4.pod4, packets.tcp(1, 2, bytes(900)), protocol=packets.TCP)
+    seen = node.run("door", packets.frame(packet), gso_size=300, gso_segs=3)
+    assert (seen.reasons, seen.action) == (("DROP_SEAL_FAILED",) * 3, SHOT)
+    assert all(sa_out(node, OVER4, number)["sequence"] == 0 for number in range(SAS))
+
+
+def test_a_missing_sa_of_a_standing_pair_is_no_key(node: Node) -> None:
+    node.clear("sa_out")
+    assert node.run("door", packets.frame(datagram(4, OVER4, 99))).reason == "DROP_NO_KEY"
+
+
+# --- probes --------------------------------------------------------------------------------------
+
+
+def probe(pair: int, number: int, kind: int) -> bytes:
+    """What the agent sends: struct probe in a frame of its own EtherType."""
+    return packets.ethernet(packets.ETH_PROBE, struct.pack("<QII", pair, number, kind))
+
+
+@pytest.mark.parametrize("outer", [4, 6])
+@pytest.mark.parametrize("padding", [0, 30], ids=["bare", "padded"])
+def test_a_probe_becomes_an_esp_dummy_on_the_sa_it_names(
+    node: Node, outer: int, padding: int
+) -> None:
+    peer = PEERS[outer]
+    for number in range(SAS):
+        for kind in (1, 2):
+            seen = node.run("door", probe(peer.pair, number, kind) + bytes(padding))
+            assert (seen.action, seen.reason) == (REDIRECT, "PROBE_SENT")
+            sealed = take_apart(seen.frame, peer)
+            assert (sealed.number, sealed.opened.sequence) == (number, kind)
+            assert sealed.opened.next_header == esp.DUMMY
+            assert sealed.opened.payload == struct.pack(">I", kind)
+            assert sealed.opened.padding == b"\1\2"
+        row = sa_out(node, peer, number)
+        assert (row["packets"], row["bytes"], row["sequence"]) == (2, 0, 2)
+
+
+@pytest.mark.parametrize(
+    ("frame", "reason"),
+    [
+        (probe(99, 0, 1), "DROP_NO_KEY"),
+        (probe(OVER4.pair, SAS, 1), "DROP_NO_KEY"),
+        (probe(OVER4.pair, 0, 1)[:-1], "DROP_MALFORMED"),
+    ],
+    ids=["unknown pair", "unknown number", "cut short"],
+)
+def test_a_probe_that_names_no_sa_goes_nowhere(node: Node, frame: bytes, reason: str) -> None:
+    seen = node.run("door", frame)
+    assert (seen.action, seen.reason) == (SHOT, reason)
+
+
+def test_a_probe_on_a_spent_sa_goes_nowhere(node: Node) -> None:
+    put_outbound(node, OVER4, sequence=7, sequence_limit=7)
+    assert node.run("door", probe(OVER4.pair, 0, 1)).reason == "DROP_SA_EXPIRED"
