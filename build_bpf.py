@@ -24,7 +24,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 ROOT = Path(__file__).resolve().parent
 IN_PLACE = ROOT / "src" / "pellicle" / "_bpf"
-CNI_PLUGIN = ROOT / "cni" / "pellicle"
+CNI_PLUGIN = ROOT / "cni" / "pellicle-cni"
 CNI_IN_WHEEL = "pellicle/_cni/pellicle-cni"
 ZIG = (sys.executable, "-m", "ziglang", "cc", "-target", "bpfel-freestanding")
 FLAGS = (

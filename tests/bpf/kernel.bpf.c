@@ -103,6 +103,12 @@ struct {
 	__type(value, struct guarded);
 } guarded SEC(".maps");
 struct {
+	__uint(type, BPF_MAP_TYPE_DEVMAP_HASH);
+	__uint(max_entries, 16);
+	__type(key, __u32);
+	__type(value, __u32);
+} devices SEC(".maps"); /* of a type that the kernel does no batches for */
+struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
 	__uint(max_entries, 1 << 16);
 } events SEC(".maps");

@@ -108,6 +108,18 @@ def test_one_row_is_written_and_read(obj: Object, name: str) -> None:
     assert obj.map(name).lookup(key) == value
 
 
+def test_a_map_without_batches_behaves_the_same(obj: Object) -> None:
+    devices, loopback = obj.map("devices"), u32(1)
+    rows = [(u32(n), loopback) for n in range(10)]
+    devices.update_batch(rows)
+    assert sorted(devices.items()) == rows
+    with pytest.raises(BatchError) as caught:
+        devices.update_batch([*rows, (u32(11), u32(999_999))])
+    assert (caught.value.done, caught.value.errno) == (10, errno.EINVAL)
+    devices.delete_batch([u32(99), *(key for key, _ in rows[3:]), u32(98)])
+    assert sorted(devices.items()) == rows[:3]
+
+
 @pytest.mark.parametrize("name", MORTAL)
 def test_a_deleted_row_is_gone_and_deleting_it_again_is_success(obj: Object, name: str) -> None:
     table, rows = obj.map(name), rows_of(name, obj, 20)

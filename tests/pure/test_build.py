@@ -25,8 +25,8 @@ def tree(tmp_path: Path) -> Path:
     (tmp_path / "src" / "pellicle").mkdir(parents=True)
     shutil.copy(ROOT / "src" / "pellicle" / "__init__.py", tmp_path / "src" / "pellicle")
     (tmp_path / "cni").mkdir()
-    (tmp_path / "cni" / "pellicle").write_text("#!/usr/bin/env python3\n")
-    (tmp_path / "cni" / "pellicle").chmod(0o755)
+    (tmp_path / "cni" / "pellicle-cni").write_text("#!/usr/bin/env python3\n")
+    (tmp_path / "cni" / "pellicle-cni").chmod(0o755)
     return tmp_path
 
 

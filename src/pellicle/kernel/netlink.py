@@ -73,7 +73,7 @@ class Netlink:
             self._socket.send(datagram)
             for reply in self._until_acknowledged(start):
                 number, words = reply.error
-                if number:
+                if number and reply.sequence >= first:  # not left over from a call that raised
                     errors[reply.sequence - first] = _error(number, words)
         return errors
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from pellicle.kernel import Unsupported
 from pellicle.kernel.bpf import bpffs
 from pellicle.kernel.bpf.libbpf import NO_SUCH_OPERATION, check, ffi, lib
 from pellicle.kernel.bpf.programs import Program
@@ -55,7 +56,10 @@ def attach_tc(
     Without `mode`, tcx where the kernel has it. `prio` orders clsact filters. When the mode
     changes, both run for a moment: better twice than not at all.
     """
-    mode = mode or ("tcx" if has_tcx(ifindex) else "clsact")
+    can_link = mode != "clsact" and has_tcx(ifindex)
+    if mode == "tcx" and not can_link:
+        raise Unsupported("attaching tc programs by link (tcx)", "Linux 6.6")
+    mode = "tcx" if can_link else "clsact"
     if mode == "tcx":
         _attach_link(ifindex, program, direction, pin)
         _remove_filter(ifindex, direction, prio)

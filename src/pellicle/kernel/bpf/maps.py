@@ -236,8 +236,8 @@ class Map:
             chunk = wanted[done : done + _CHUNK]
             count, answer = self._delete_chunk(chunk) if can_batch else (0, -errno.EINVAL)
             done += count
-            if answer == -errno.ENOENT:
-                done += 1
+            if answer == -errno.ENOENT:  # a batch stops there; the next may be absent as well
+                done += self._delete_each(chunk[count:])
             elif -answer in NO_SUCH_OPERATION and not count:
                 can_batch = False
                 done += self._delete_each(chunk)
