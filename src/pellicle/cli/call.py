@@ -34,13 +34,11 @@ def one(path: Path, call: str, **arguments: Any) -> Any:
     raise Unreachable(f"the agent at {path} ended without an answer.", LOG_HINT)
 
 
-def answers(
-    path: Path, call: str, *, patience: float | None = PATIENCE, **arguments: Any
-) -> Iterator[Any]:
-    """Each answer as it comes. `patience` None: wait for the next one for ever."""
+def answers(path: Path, call: str, *, is_endless: bool = False, **arguments: Any) -> Iterator[Any]:
+    """Each answer as it comes. `is_endless`: there may be none for any length of time."""
     with _connected(path) as connection:
         connection.sendall(json.dumps({"call": call, **arguments}).encode() + b"\n")
-        connection.settimeout(patience)
+        connection.settimeout(None if is_endless else PATIENCE)
         with connection.makefile("rb") as lines:
             while line := _line(lines, path):
                 yield _read(line, path)
@@ -102,9 +100,7 @@ def _read(line: bytes, path: Path) -> Any:
         case {"ok": row}:
             return row
         case {"error": {"message": str(message), **more}}:
-            raise Unreachable(
-                f"the agent says: {message}.".replace("..", "."), str(more.get("hint", ""))
-            )
+            raise Trouble(f"the agent says: {message}", str(more.get("hint", "")))
         case _:
             raise garbled(path, line.decode("utf-8", "replace"))
 

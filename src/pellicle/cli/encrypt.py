@@ -29,7 +29,7 @@ def encrypt() -> None:
 @speaks_json
 @click.pass_context
 def encrypt_status(context: click.Context, socket: Path, *, verbose: bool, as_json: bool) -> None:
-    """The offers of this node, and the security associations (SAs) with each peer.
+    """This node's offers, and the SAs with each peer.
 
     Each pair of keys is made from two offers; "epochs" are their numbers, this node's first. Data
     goes out on a pair only after the peer has shown that it can decrypt: "confirmed".

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pellicle.cli.call import PATIENCE, answers
+from pellicle.cli.call import answers
 from pellicle.cli.options import asks_agent, speaks_json
 from pellicle.cli.printed import print_json_line, print_page, understood
 
@@ -63,8 +63,7 @@ def flows(
       pellicle flows --clear --json | jq -r '[.source.address, .destination.address, .words] | @tsv'
     """
     wanted = {"verdict": verdict, "from": source, "to": destination, "last": last}
-    patience = None if follow else PATIENCE
-    rows = answers(socket, "flows", patience=patience, follow=follow, **wanted)
+    rows = answers(socket, "flows", is_endless=follow, follow=follow, **wanted)
     if as_json:
         with suppress(KeyboardInterrupt):
             for row in rows:

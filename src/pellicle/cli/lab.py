@@ -92,7 +92,9 @@ def up(
     settings: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Make a lab of this shape stand; what stands already is repaired, grown or shrunk.
+    """Make a lab of this shape stand.
+
+    What stands already is repaired, grown or shrunk; agents whose settings change are restarted.
 
     \b
     Examples:
@@ -176,9 +178,9 @@ def _show(state: LabState, *, as_json: bool) -> None:
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 @click.pass_context
 def exec_(context: click.Context, where: str, command: tuple[str, ...]) -> None:
-    """Run COMMAND in a pod (n1/p1), on a node (n1) or on the wire between them (wire).
+    """Run COMMAND in a pod, on a node or on the wire.
 
-    Its exit code becomes ours.
+    WHERE is n1/p1, n1 or wire. The exit code of COMMAND becomes ours.
 
     \b
     Examples:
@@ -199,7 +201,9 @@ def exec_(context: click.Context, where: str, command: tuple[str, ...]) -> None:
 @click.option("--filter", "filter_", metavar="WORDS", default="", help="Only such packets.")
 @click.option("--seconds", type=float, help="Stop after this long.  [default: at Ctrl-C]")
 def sniff(*, write: Path | None, filter_: str, seconds: float | None) -> None:
-    """Listen on the wire as a stranger would: ESP is green, cleartext between pods is red.
+    """Listen on the wire as a stranger would.
+
+    ESP is green, cleartext between pods is red.
 
     WORDS must all hold: a kind (esp, clear, link, other), a protocol (tcp, udp, icmp, icmpv6, arp),
     a family (ipv4, ipv6), a node (n1), an address; "not" turns the next one around.
@@ -281,7 +285,9 @@ def delete_pod(pod: str) -> None:
 @lab.command("start-agent")
 @node_argument
 def start_agent(node: str) -> None:
-    """Start the agent of NODE unless it runs, and wait until it is ready.
+    """Start the agent of NODE, unless it runs.
+
+    Waits until it is ready.
 
     \b
     Example:
@@ -296,7 +302,9 @@ def start_agent(node: str) -> None:
 @lab.command("kill-agent")
 @node_argument
 def kill_agent(node: str) -> None:
-    """Kill the agent of NODE with SIGKILL; its pods and its encryption go on without it.
+    """Kill the agent of NODE with SIGKILL.
+
+    Its pods and their encryption go on without it.
 
     \b
     Example:
@@ -311,7 +319,9 @@ def kill_agent(node: str) -> None:
 @lab.command("restart-agent")
 @node_argument
 def restart_agent(node: str) -> None:
-    """Stop the agent of NODE and start it again: it makes new keys; no packet is lost.
+    """Stop the agent of NODE and start it again.
+
+    It makes new keys, and no packet is lost.
 
     \b
     Example:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from ipaddress import ip_address
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,24 +18,7 @@ from pellicle.wire.btf import Btf
 @pytest.fixture(scope="session")
 def btf(tmp_path_factory: pytest.TempPathFactory) -> Btf:
     out = tmp_path_factory.mktemp("bpf") / "pellicle.bpf.o"
-    return Btf.parse(compile_bpf(source(tmp_path_factory), out).read_bytes())
-
-
-def source(tmp: pytest.TempPathFactory) -> Path:
-    path = ROOT / "bpf" / "pellicle.bpf.c"
-    if path.exists():
-        return path
-    path = tmp.mktemp("src") / "pellicle.bpf.c"
-    path.write_text(
-        '#include "tables.h"\n'
-        "const volatile struct config config;\n"
-        "const volatile struct exported_enums *enums;\n"
-        "const volatile struct exported_rows *rows;\n"
-        'SEC("tc") int nothing(struct __sk_buff *skb)\n'
-        "{ return config.encrypt + (enums != 0) + (rows != 0); }\n"
-        'char LICENSE[] SEC("license") = "Dual BSD/GPL";\n'
-    )
-    return path
+    return Btf.parse(compile_bpf(ROOT / "bpf" / "pellicle.bpf.c", out).read_bytes())
 
 
 @pytest.fixture(scope="session")

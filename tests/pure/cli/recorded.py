@@ -1,0 +1,239 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Answers of agents in several states of health."""
+
+from __future__ import annotations
+
+from typing import Any
+
+Row = dict[str, Any]
+LONG_NAME = "n3.long-name.rack-12.example.internal"
+
+
+def peer(node: str, number: int, **other: Any) -> Row:
+    return {
+        "node": node,
+        "addresses": [f"192.168.{number}.2", f"fd00:168:{number}::2"],
+        "state": "ready",
+        "why": "",
+        "local_epoch": 3,
+        "peer_epoch": 12,
+        "pair": f"9f86d081884c7d{number:02x}",
+        "sas_in": 4,
+        "sas_out": 4,
+        "packets_out": 48_211,
+        "bytes_out": 61_203_554,
+        "packets_in": 47_902,
+        "bytes_in": 3_802_117,
+        "confirmed": True,
+    } | other
+
+
+def table(name: str, desired: int, **other: Any) -> Row:
+    row = {"name": name, "desired": desired, "applied": desired, "failed": 0, "failures": []}
+    return row | {"healed": 0, "unreadable": None} | other
+
+
+def count(reason: str, words: str, packets: int, octets: int) -> Row:
+    verdict = {"C": "clear", "D": "dropped"}.get(reason[0], "encrypted")
+    row = {"reason": reason, "words": words, "verdict": verdict, "advice": "Look."}
+    return row | {"packets": packets, "bytes": octets}
+
+
+SEALED = count("SEALED", "encrypted", 96_422, 122_407_108)
+CLEAR_WORLD = count("CLEAR_WORLD", "leaves the cluster", 812, 90_112)
+NO_KEY = count("DROP_NO_KEY", "no key for the peer", 17, 1_428)
+REPLAYED = count("DROP_REPLAYED", "seen before", 1, 120)
+
+HEALTHY: Row = {
+    "node": "n1",
+    "version": "0.1.0",
+    "healthy": True,
+    "encryption": "on",
+    "engine": "bpf",
+    "engine_why": "ESP in BPF: the engine that this version has",
+    "datapath": {"attach": "tcx", "uplink": "eth0", "mtu": {"v4": 1446, "v6": 1426}},
+    "peers": [peer("n2", 2), peer("n3", 3, packets_out=7, bytes_out=588)],
+    "tables": [
+        table("ipcache", 14),
+        table("endpoints", 4),
+        table("sa_in", 8),
+        table("sa_out", 8),
+        table("encrypt", 2),
+        table("routes", 4),
+    ],
+    "drops": [],
+    "counts": [SEALED, CLEAR_WORLD],
+    "rejected": [],
+    "endpoints": 2,
+    "events_lost": 0,
+    "problems": [],
+}
+
+DEGRADED: Row = HEALTHY | {
+    "healthy": False,
+    "encryption": "degraded",
+    "peers": [
+        peer("n2", 2),
+        peer(
+            LONG_NAME,
+            3,
+            state="unverified",
+            why="its offer does not verify: another pre-shared secret?",
+            local_epoch=None,
+            peer_epoch=None,
+            pair=None,
+            confirmed=False,
+            sas_in=0,
+            sas_out=0,
+            packets_out=0,
+            bytes_out=0,
+            packets_in=0,
+            bytes_in=0,
+        ),
+        peer("n4", 4, state="confirming", why="waits for its first packet", confirmed=False),
+    ],
+    "tables": [
+        table("ipcache", 14, healed=2),
+        table(
+            "routes",
+            4,
+            applied=3,
+            failed=1,
+            failures=[
+                {
+                    "key": "10.244.3.0/24",
+                    "why": "[Errno 101] Network is unreachable",
+                    "since": "2026-11-21T03:14:07+00:00",
+                }
+            ],
+        ),
+    ],
+    "drops": [REPLAYED, NO_KEY],
+    "counts": [SEALED, CLEAR_WORLD, NO_KEY, REPLAYED],
+    "rejected": [
+        {
+            "source": "/var/lib/pellicle/nodes/n9.yaml",
+            "name": "n9",
+            "why": "spec.podCIDRs: 10.244.1.0/24 is node n1's already",
+        }
+    ],
+    "events_lost": 1_204,
+    "problems": [
+        "table routes: 10.244.3.0/24: [Errno 101] Network is unreachable",
+        f"peer {LONG_NAME} is unverified: its offer does not verify: another pre-shared secret?",
+    ],
+}
+
+OFF: Row = HEALTHY | {
+    "healthy": False,
+    "encryption": "off",
+    "peers": [],
+    "problems": ["encryption is OFF: set enable_encrypt_l3 to switch it on"],
+}
+
+STATES = {"healthy": HEALTHY, "degraded": DEGRADED, "off": OFF}
+
+
+def sa(direction: str, node: str, number: int, **other: Any) -> Row:
+    return {
+        "direction": direction,
+        "peer": node,
+        "spi": 0x5A3C_9100 + number,
+        "number": number,
+        "pair": "9f86d081884c7d02",
+        "local_epoch": 3,
+        "peer_epoch": 12,
+        "sequence": 12_052,
+        "packets": 12_052,
+        "bytes": 15_300_888,
+        "replayed": 0,
+        "auth_failed": 0,
+        "first_seen": 911_382_000_123 if direction == "in" else 0,
+    } | other
+
+
+ENCRYPT: Row = {
+    "node": "n1",
+    "encryption": "on",
+    "peers": HEALTHY["peers"],
+    "offers": [{"epoch": 3, "fingerprint": "c7d3a9f0125b8e64", "state": "current"}],
+    "sas": [
+        sa(direction, "n2", number, replayed=2 if (direction, number) == ("in", 1) else 0)
+        for direction in ("out", "in")
+        for number in range(4)
+    ],
+}
+
+
+def flow(verdict: str, reason: str, words: str, **other: Any) -> Row:
+    return {
+        "time": 1_795_230_847.25,
+        "since": 1_795_230_840.0,
+        "source": {
+            "address": "10.244.1.2",
+            "port": 43210,
+            "pod": "default/web-7f9c6d5b8-x2k4q",
+            "node": "n1",
+            "identity": 300,
+        },
+        "destination": {
+            "address": "10.244.2.2",
+            "port": 5432,
+            "pod": "default/db-0",
+            "node": "n2",
+            "identity": 301,
+        },
+        "protocol": "TCP",
+        "icmp": None,
+        "hook": "door",
+        "verdict": verdict,
+        "reason": reason,
+        "words": words,
+        "packets": 1_204,
+        "bytes": 1_602_331,
+        "spi": 0x5A3C9102 if verdict == "encrypted" else 0,
+        "epoch": 3 if verdict == "encrypted" else 0,
+        "pair": "9f86d081884c7d02",
+    } | other
+
+
+WORLD = {"address": "2606:2800:220:1:248:1893:25c8:1946", "port": 443, "pod": None, "node": None}
+FLOWS: list[Row] = [
+    flow("encrypted", "SEALED", "encrypted"),
+    flow("clear", "CLEAR_WORLD", "leaves the cluster", hook="from_pod", destination=WORLD),
+    flow(
+        "dropped",
+        "DROP_UNKNOWN_PEER",
+        "a cluster address nobody holds",
+        hook="from_pod",
+        protocol="ICMP",
+        icmp={"type": 8, "code": 0, "identifier": 77},
+        source={"address": "10.244.1.3", "port": None, "pod": None, "node": None},
+        destination={"address": "10.244.9.9", "port": None, "pod": None, "node": None},
+        packets=3,
+        bytes=294,
+    ),
+]
+
+METRICS: Row = {
+    "text": (
+        "# HELP pellicle_packets_total by reason\n"
+        "# TYPE pellicle_packets_total counter\n"
+        'pellicle_packets_total{reason="SEALED",verdict="encrypted"} 96422.0\n'
+        "# HELP pellicle_events_lost_total flow events without room\n"
+        "# TYPE pellicle_events_lost_total counter\n"
+        "pellicle_events_lost_total 0.0\n"
+    )
+}
+
+MAPS: list[Row] = [
+    {"name": "encrypt", "type": "hash", "rows": 2, "max_entries": 65536},
+    {"name": "ipcache", "type": "hash", "rows": 14, "max_entries": 1048576},
+]
+IPCACHE: list[Row] = [
+    {"key": "10.244.2.2", "value": {"identity": 301, "flags": 0, "node": "192.168.2.2"}},
+    {"key": "fd00:244:2::2", "value": {"identity": 301, "flags": 0, "node": "192.168.2.2"}},
+]
+COUNTS: list[Row] = [
+    {"key": 5, "value": {"cpus": [{"packets": 7, "bytes": 700}, {"packets": 2, "bytes": 200}]}}
+]

@@ -1,0 +1,345 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What each command makes of an agent's answers: exit code, words, JSON; and of no answer."""
+
+from __future__ import annotations
+
+import json
+import socket
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pellicle.cli import call
+
+from . import recorded
+from .conftest import Agent, Pellicle, Played
+
+
+@dataclass(frozen=True)
+class Case:
+    says: str
+    words: tuple[str, ...]
+    played: Played
+    code: int
+    shows: tuple[str, ...]
+    hides: tuple[str, ...] = field(default=())
+
+
+def status(state: str) -> Played:
+    return {"status": [recorded.STATES[state]], "encrypt": [recorded.ENCRYPT]}
+
+
+CASES = [
+    Case(
+        "a healthy node",
+        ("status",),
+        status("healthy"),
+        0,
+        ("● n1  encryption on  healthy", "6 of 6 in step, 40 rows", "122 MB encrypted", "● ready"),
+        ("Problems", "DROP_", "wanted"),
+    ),
+    Case(
+        "a healthy node, all told",
+        ("status", "--verbose"),
+        status("healthy"),
+        0,
+        ("ipcache", "sa_out", "add its network to cluster_cidrs"),
+    ),
+    Case(
+        "a degraded node",
+        ("status",),
+        status("degraded"),
+        1,
+        (
+            "encryption degraded",
+            "! table routes: 10.244.3.0/24: [Errno 101] Network is unreachable",
+            "n9: spec.podCIDRs: 10.244.1.0/24 is node n1's already",
+            f"{recorded.LONG_NAME}  ✗ unverified",
+            "◐ confirming",
+            "routes       4         3       1       0",
+            "2 healed after someone else had changed them",
+            "17 packets, 1.4 kB: no key for the peer (DROP_NO_KEY)",
+            "1 packet, 120 B: seen before (DROP_REPLAYED)",
+            "`pellicle status`: it has published no offer",
+            "1.2k reports of flows lost",
+            "812 packets, 90 kB: leaves the cluster (CLEAR_WORLD)",
+        ),
+        ("add its network to cluster_cidrs",),
+    ),
+    Case(
+        "a node with encryption off",
+        ("status",),
+        status("off"),
+        3,
+        ("✗ n1  encryption off", "! encryption is OFF", "no other node is in the directory"),
+    ),
+    Case(
+        "keys of a healthy node",
+        ("encrypt", "status"),
+        status("healthy"),
+        0,
+        (
+            "3  current  c7d3a9f0125b8e64",
+            "← in       3·12      4      48k  61 MB         2  confirmed",
+            "→ out      3·12      4      48k  61 MB            in use",
+        ),
+        ("forged",),
+    ),
+    Case(
+        "each SA of a healthy node",
+        ("encrypt", "status", "-v"),
+        status("healthy"),
+        0,
+        ("0x5a3c9102", "12052"),
+    ),
+    Case(
+        "keys of a degraded node",
+        ("encrypt", "status"),
+        {"status": [recorded.DEGRADED], "encrypt": [{"sas": [], "offers": [], "peers": []}]},
+        1,
+        ("none: nothing can be encrypted", "n4: waits for its first packet"),
+    ),
+    Case(
+        "keys of a node with encryption off",
+        ("encrypt", "status"),
+        status("off"),
+        3,
+        ("encryption off",),
+    ),
+    Case(
+        "flows",
+        ("flows",),
+        {"flows": recorded.FLOWS},
+        0,
+        (
+            "default/web-7f9c6d5b8-x2k4q:43210",
+            "[2606:2800:220:1:248:1893:25c8:1946]:443",
+            "ICMP 8/0",
+            "unknown peer",
+            "a cluster address nobody holds",
+            "epoch 3, SPI 0x5a3c9102",
+            "n1 → n2",
+        ),
+    ),
+    Case(
+        "flows as they change, into a pipe",
+        ("flows", "--follow"),
+        {"flows": recorded.FLOWS},
+        0,
+        (
+            "encrypted default/web-7f9c6d5b8-x2k4q:43210 → default/db-0:5432 TCP 1204 packets",
+            "dropped   10.244.1.3 → 10.244.9.9 ICMP 8/0 3 packets 294 B DROP_UNKNOWN_PEER",
+        ),
+    ),
+    Case("no flows", ("flows", "--dropped"), {"flows": []}, 0, ("no flows",)),
+    Case("maps", ("map", "list"), {"map": recorded.MAPS}, 0, ("ipcache", "1048576")),
+    Case(
+        "rows of a map",
+        ("map", "dump", "ipcache"),
+        {"map": recorded.IPCACHE},
+        0,
+        ("key            identity  flags  node", "10.244.2.2          301      0  192.168.2.2"),
+    ),
+    Case(
+        "rows of a map that counts on each CPU",
+        ("map", "dump", "counts"),
+        {"map": recorded.COUNTS},
+        0,
+        ("cpus.packets", "7 2"),
+    ),
+    Case("an empty map", ("map", "dump", "flows"), {"map": []}, 0, ("no rows",)),
+    Case(
+        "metrics",
+        ("metrics",),
+        {"metrics": [recorded.METRICS]},
+        0,
+        ('pellicle_packets_total{reason="SEALED",verdict="encrypted"} 96422.0',),
+    ),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.says)
+def test_a_person_sees_what_matters(case: Case, agent: Agent, pellicle: Pellicle) -> None:
+    agent.played = case.played
+    result = pellicle(*case.words)
+    assert result.exit_code == case.code, result.output
+    assert result.stderr == ""
+    for text in case.shows:
+        assert text in result.stdout
+    for text in case.hides:
+        assert text not in result.stdout
+    assert not any(line.endswith(" ") for line in result.stdout.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("words", "played", "code", "expected"),
+    [
+        (("status",), status("healthy"), 0, recorded.HEALTHY),
+        (("status",), status("degraded"), 1, recorded.DEGRADED),
+        (("status",), status("off"), 3, recorded.OFF),
+        (("encrypt", "status"), status("healthy"), 0, recorded.ENCRYPT),
+        (("map", "list"), {"map": recorded.MAPS}, 0, recorded.MAPS),
+        (("map", "dump", "ipcache"), {"map": recorded.IPCACHE}, 0, recorded.IPCACHE),
+        (("map", "dump", "flows"), {"map": []}, 0, []),
+        (
+            ("metrics",),
+            {"metrics": [recorded.METRICS]},
+            0,
+            [
+                {
+                    "name": "pellicle_packets_total",
+                    "labels": {"reason": "SEALED", "verdict": "encrypted"},
+                    "value": 96422.0,
+                },
+                {"name": "pellicle_events_lost_total", "labels": {}, "value": 0.0},
+            ],
+        ),
+    ],
+)
+def test_json_is_the_answer_with_its_numbers_as_they_are(
+    *,
+    words: tuple[str, ...],
+    played: Played,
+    code: int,
+    expected: Any,
+    agent: Agent,
+    pellicle: Pellicle,
+) -> None:
+    agent.played = played
+    result = pellicle(*words, "--json")
+    assert result.exit_code == code
+    assert json.loads(result.stdout) == expected
+
+
+@pytest.mark.parametrize("follow", [(), ("--follow",)])
+def test_flows_in_json_are_a_line_each(
+    follow: tuple[str, ...], agent: Agent, pellicle: Pellicle
+) -> None:
+    agent.played = {"flows": recorded.FLOWS}
+    result = pellicle("flows", "--json", *follow)
+    assert [json.loads(line) for line in result.stdout.splitlines()] == recorded.FLOWS
+
+
+@pytest.mark.parametrize(
+    ("words", "asked"),
+    [
+        ((), {"follow": False, "verdict": None, "from": None, "to": None, "last": 100}),
+        (("-f", "--dropped"), {"follow": True, "verdict": "dropped"}),
+        (("--clear", "--from", "n1"), {"verdict": "clear", "from": "n1"}),
+        (("--encrypted", "--to", "10.0.0.0/8", "--last", "5"), {"to": "10.0.0.0/8", "last": 5}),
+    ],
+)
+def test_what_is_asked_of_flows_is_asked_of_the_agent(
+    words: tuple[str, ...], asked: dict[str, Any], agent: Agent, pellicle: Pellicle
+) -> None:
+    agent.played = {"flows": []}
+    assert pellicle("flows", *words).exit_code == 0
+    (request,) = agent.asked
+    assert {name: request[name] for name in asked} == asked
+
+
+ASKING = [
+    ("status",),
+    ("encrypt", "status"),
+    ("flows",),
+    ("map", "list"),
+    ("map", "dump", "ipcache"),
+    ("metrics",),
+]
+
+
+@pytest.mark.parametrize("words", ASKING, ids=" ".join)
+def test_where_no_agent_runs_everything_says_so_and_what_to_do(
+    words: tuple[str, ...], tmp_path: Path, pellicle: Pellicle
+) -> None:
+    missing = tmp_path / "no" / "agent.sock"
+    result = pellicle(*words, socket=missing)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert f"no agent runs here: {missing} does not exist." in result.stderr
+    assert "--socket" in result.stderr or "--node" in result.stderr
+    assert "Traceback" not in result.stderr
+
+    told = json.loads(pellicle(*words, "--json", socket=missing).stdout)
+    assert told["error"]["code"] == 2
+    assert told["error"]["hint"]
+
+
+def test_a_socket_that_its_agent_left_behind_is_told_from_none(
+    tmp_path: Path, pellicle: Pellicle
+) -> None:
+    path = tmp_path / "dead" / "agent.sock"
+    path.parent.mkdir()
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(path))
+    result = pellicle("status", socket=path)
+    assert result.exit_code == 2
+    assert "it left its socket behind" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("said", "complaint"),
+    [
+        (b"", "ended without an answer"),
+        (b"HTTP/1.1 400 Bad Request\r\n", "makes no sense here: HTTP/1.1 400 Bad Request"),
+        (b'{"ok": {"node": "n1"}', "broke off in mid-answer"),
+        (b'{"well": {}}\n', "makes no sense here"),
+        (b'[1, 2]\n{"ok": {}}\n', "makes no sense here"),
+        (b'{"error": "no"}\n', "makes no sense here"),
+        (b"\xff\xfe\n", "makes no sense here"),
+        (b"x" * 5000 + b"\n", "x…"),
+        (b'{"ok": {"node": "n1"}}\n', "missing required field `healthy`"),
+        (b'{"ok": {"node": 1, "healthy": 7, "encryption": "on"}}\n', "`$.node`"),
+    ],
+)
+def test_a_garbled_answer_is_one_sentence(
+    said: bytes, complaint: str, agent: Agent, pellicle: Pellicle
+) -> None:
+    agent.played = said
+    result = pellicle("status")
+    assert result.exit_code == 2, result.output
+    assert complaint in result.stderr
+    assert "Traceback" not in result.output
+    assert len(result.stderr) < 600
+
+
+def test_what_the_agent_refuses_is_said_in_its_words(agent: Agent, pellicle: Pellicle) -> None:
+    error = {"code": 7, "message": "no map 'x'", "hint": "known: counts, ipcache"}
+    agent.played = json.dumps({"error": error}).encode() + b"\n"
+    result = pellicle("map", "dump", "x")
+    assert result.exit_code == 1
+    assert "the agent says: no map 'x'" in result.stderr
+    assert "known: counts, ipcache" in result.stderr
+
+
+def test_an_agent_that_hangs_is_not_waited_for(
+    tmp_path: Path, pellicle: Pellicle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(call, "PATIENCE", 0.05)
+    path = tmp_path / "hung" / "agent.sock"
+    path.parent.mkdir()
+    with socket.socket(socket.AF_UNIX) as hung:
+        hung.bind(str(path))
+        hung.listen()
+        result = pellicle("status", socket=path)
+    assert result.exit_code == 2
+    assert "did not answer within" in result.stderr
+
+
+def test_the_socket_may_be_named_outright(agent: Agent, pellicle: Pellicle) -> None:
+    agent.played = status("healthy")
+    assert pellicle("status", "--socket", str(agent.path), socket=None).exit_code == 0
+
+
+def test_node_names_an_agent_of_the_lab(pellicle: Pellicle) -> None:
+    result = pellicle("status", "--node", "n999")
+    assert "/run/pellicle-lab/n999/agent.sock" in result.stderr
+
+
+def test_socket_and_node_together_are_refused_in_either_order(pellicle: Pellicle) -> None:
+    for words in (("--socket", "/x", "--node", "n1"), ("--node", "n1", "--socket", "/x")):
+        result = pellicle("status", *words)
+        assert result.exit_code == 64
+        assert "give one of them" in result.stderr

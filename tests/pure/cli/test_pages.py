@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Numbers in human units, tables that fit, and the live view."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console, RenderableType
+from rich.text import Text
+from rich.theme import Theme
+
+from pellicle.ui import units
+from pellicle.ui.answers import Flow, read
+from pellicle.ui.flows import REMEMBERED, Live
+from pellicle.ui.grid import Column, grid, shortened
+from pellicle.ui.rows import rows
+from pellicle.ui.screen import STYLES
+
+from . import recorded
+
+
+@pytest.mark.parametrize(
+    ("say", "number", "words"),
+    [
+        (units.count, 0, "0"),
+        (units.count, 999, "999"),
+        (units.count, 1000, "1.0k"),
+        (units.count, 1249, "1.2k"),
+        (units.count, 9949, "9.9k"),
+        (units.count, 9951, "10k"),
+        (units.count, 999_499, "999k"),
+        (units.count, 999_501, "1.0M"),
+        (units.count, 1 << 64, "18E"),
+        (units.octets, 0, "0 B"),
+        (units.octets, 1500, "1.5 kB"),
+        (units.octets, 61_203_554, "61 MB"),
+        (lambda t: units.clock(t, UTC), 0, "00:00:00"),
+        (lambda t: units.clock(t, UTC), 1_795_230_847.25, "03:14:07"),
+    ],
+)
+def test_three_digits_are_enough(say: Callable[[float], str], number: float, words: str) -> None:
+    assert say(number) == words
+
+
+@given(st.integers(0, 1 << 64))
+def test_no_number_takes_more_than_six_columns(number: int) -> None:
+    assert len(units.count(number)) <= 4
+    assert len(units.octets(number)) <= 6
+
+
+def drawn(page: RenderableType, width: int) -> list[str]:
+    screen = Console(width=width, color_system=None, theme=Theme(STYLES))
+    with screen.capture() as capture:
+        screen.print(page)
+    return capture.get().splitlines()
+
+
+WORD = st.text("abcdefgh-/.:0123456789", max_size=60)
+RANKS = st.lists(st.integers(0, 9), min_size=1, max_size=8)
+
+
+@given(ranks=RANKS, data=st.data(), width=st.integers(20, 200))
+def test_a_table_is_one_line_a_row_and_never_wider(
+    ranks: list[int], data: st.DataObject, width: int
+) -> None:
+    columns = [Column(f"c{at}", rank, shrinks=True) for at, rank in enumerate(ranks)]
+    some = st.lists(st.tuples(*[WORD] * len(ranks)), min_size=1, max_size=5)
+    cells = data.draw(some)
+    lines = drawn(grid(columns, cells, width), width)
+    if any(any(row) for row in cells):
+        assert len(lines) == 1 + len(cells)
+    assert all(len(line) <= width for line in lines)
+
+
+@given(row=st.tuples(*[WORD.filter(bool)] * 4))
+def test_with_room_nothing_is_left_out_or_shortened(row: tuple[str, ...]) -> None:
+    columns = [Column(str(at), at, shrinks=True) for at in range(len(row))]
+    (_, line) = drawn(grid(columns, [row], 1000), 1000)
+    assert line.split() == list(row)
+
+
+def test_of_narrow_tables_the_column_that_matters_least_goes_first() -> None:
+    columns = [Column("name"), Column("least", rank=2), Column("less", rank=1)]
+    row = ("n" * 10, "x" * 10, "y" * 10)
+    heads = {width: drawn(grid(columns, [row], width), width)[0].split() for width in (40, 25, 12)}
+    assert heads == {40: ["name", "least", "less"], 25: ["name", "less"], 12: ["name"]}
+
+
+@given(text=WORD, width=st.integers(3, 70))
+def test_shortening_keeps_both_ends(text: str, width: int) -> None:
+    short = shortened(Text(text), width).plain
+    if len(text) <= width:
+        assert short == text
+        return
+    head, tail = short.split("…")
+    assert len(short) == width
+    assert text.startswith(head)
+    assert text.endswith(tail)
+
+
+def test_rows_of_a_map_say_when_columns_do_not_fit() -> None:
+    row = {"key": {"spi": 7, "pad": 0}, "value": {f"field{at}": "x" * 20 for at in range(9)}}
+    lines = drawn(rows([row], 80), 80)
+    assert "pad" not in lines[0]
+    assert lines[-1].startswith("6 more columns")
+
+
+def test_names_of_key_and_value_stay_apart_when_they_clash() -> None:
+    row = {"key": {"source": "a", "pair": 1}, "value": {"source": "b", "bytes": 2}}
+    assert drawn(rows([row], 80), 80)[0].split() == [
+        "key.source",
+        "pair",
+        "value.source",
+        "bytes",
+    ]
+
+
+def flows(count: int, time: float = 1000.0) -> list[Flow]:
+    ends = [{**recorded.FLOWS[0]["source"], "port": port} for port in range(count)]
+    return [
+        read(recorded.FLOWS[0] | {"source": end, "time": time + at}, Flow)
+        for at, end in enumerate(ends)
+    ]
+
+
+def test_the_live_view_fits_and_shows_the_flows_seen_last() -> None:
+    live = Live()
+    for flow in flows(40):
+        live.add(flow)
+    lines = drawn(live.view(100, 14, 1000.0), 100)
+    assert len(lines) == 14
+    assert [f":{port}" in "".join(lines) for port in (29, 30, 39)] == [False, True, True]
+    assert "40 encrypted" in lines[-2]
+
+
+def test_a_flow_keeps_its_line_while_it_goes_on() -> None:
+    live = Live()
+    first, second = flows(2)
+    for flow in (first, second, read(recorded.FLOWS[0] | {"time": 2000.0}, Flow), first):
+        live.add(flow)
+    lines = drawn(live.view(140, 30, 2000.0), 140)
+    assert [line.split()[1].rsplit(":", 1)[1] for line in lines[1:4]] == ["0", "1", "43210"]
+
+
+def test_the_live_view_remembers_a_bounded_number_of_flows() -> None:
+    live = Live()
+    for flow in flows(REMEMBERED + 3):
+        live.add(flow)
+    assert len(live.flows) == REMEMBERED
+    assert min(flow.source.port or 0 for flow in live.flows.values()) == 3
+
+
+def test_with_nothing_to_show_the_live_view_says_so() -> None:
+    assert "no flows yet" in "".join(drawn(Live().view(80, 24, 0.0), 80))
