@@ -14,7 +14,7 @@ Calls for one container follow each other; all others run side by side.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -229,7 +229,7 @@ class Cni:
     ) -> dict[str, Any]:
         known = self._endpoints.get(request.plug)
         if known is not None and not self._pools.covers(known.addresses):
-            await self._undo(request.plug)
+            await _finished(self._undo(request.plug))
             known = None
         endpoint = await self._claim(request.plug, name, labels, known)
         wanted = self._veth(request, endpoint)
@@ -291,7 +291,7 @@ class Cni:
 
     async def _disconnect(self, plug: Plug) -> None:
         async with self._lock(plug):
-            await self._undo(plug)
+            await _finished(self._undo(plug))
 
     async def _undo(self, plug: Plug) -> None:
         """All traces of `plug`, the addresses last: what fails is found again by the next DEL."""
@@ -304,7 +304,7 @@ class Cni:
 
     async def _undo_failed(self, plug: Plug) -> None:
         try:
-            await self._undo(plug)
+            await _finished(self._undo(plug))
         except OSError as error:  # the runtime shall hear what came first; its DEL tries again
             log.warning("a failed ADD left something", device=plug.host_device, why=str(error))
 
@@ -337,12 +337,19 @@ class Cni:
 
 
 async def _blocking(act: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Runs `act` in a thread; when cancelled, waits for it first: nothing goes on behind."""
-    work = asyncio.ensure_future(asyncio.to_thread(act, *args, **kwargs))
+    """Runs `act` in a thread, which cannot be cancelled."""
+    return await _finished(asyncio.to_thread(act, *args, **kwargs))
+
+
+async def _finished(work: Coroutine[Any, Any, T]) -> T:
+    """Does all of `work`; when cancelled, ends it first: nothing goes on behind, or stays half."""
+    task = asyncio.ensure_future(work)
     try:
-        return await asyncio.shield(work)
+        return await asyncio.shield(task)
     except asyncio.CancelledError:
-        await asyncio.wait([work])
+        await asyncio.wait([task])
+        if not task.cancelled() and (error := task.exception()):
+            log.warning("failed while the call was cancelled", why=str(error))
         raise
 
 

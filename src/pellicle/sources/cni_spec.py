@@ -62,6 +62,9 @@ class Plug:
     container_id: str
     interface: str
 
+    def __str__(self) -> str:
+        return f"{self.container_id}/{self.interface}"
+
     @property
     def host_device(self) -> str:
         """Found again from the name alone, without any memory."""
@@ -76,7 +79,7 @@ class Plug:
         return _local_mac(self._digest()[16:22])
 
     def _digest(self) -> bytes:
-        return sha256(f"{self.container_id}/{self.interface}".encode()).digest()
+        return sha256(str(self).encode()).digest()
 
 
 @dataclass(frozen=True, slots=True)
