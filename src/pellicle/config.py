@@ -26,7 +26,7 @@ from pellicle.settings import (
     OuterFamily,
     Setting,
 )
-from pellicle.values import did_you_mean, shown
+from pellicle.values import did_you_mean, printable, shown
 from pellicle.wire.yaml import Tree, YamlError, documents
 
 __all__ = [
@@ -46,6 +46,7 @@ __all__ = [
 
 _BY_NAME: Final[Mapping[str, Setting]] = MappingProxyType({s.name: s for s in SETTINGS})
 _DEFAULT: Final = "default"
+MAX_SHOWN: Final = 400
 _TYPO: Final = 0.85
 """How near a variable must come to ours to be a misspelling and not someone else's."""
 
@@ -54,8 +55,8 @@ class ConfigError(ValueError):
     """The configuration cannot be used; one line in `problems` for each thing to mend."""
 
     def __init__(self, problems: Sequence[str]) -> None:
-        super().__init__("\n".join(problems))
-        self.problems = tuple(problems)
+        self.problems = tuple(printable(problem, MAX_SHOWN) for problem in problems)
+        super().__init__("\n".join(self.problems))
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,8 +202,12 @@ def _from_file(file: ConfigFile | None, problems: list[str]) -> Iterator[tuple[s
     if len(trees) > 1 or not isinstance(trees[0], dict):
         problems.append(f"{file.path}: must be one mapping of settings, for example: uplink: eth0")
         return
+    seen: set[str] = set()
     for key, tree in trees[0].items():
         name = key.replace("-", "_")
+        if name in seen:
+            problems.append(f"{file.path}: {name} is given twice, with - and with _")
+        seen.add(name)
         if name not in _BY_NAME:
             problems.append(
                 f"{file.path}: unknown setting {shown(key)}: {did_you_mean(name, _BY_NAME)}"
@@ -222,8 +227,10 @@ def _texts(tree: Tree, setting: Setting) -> Sequence[str] | None:
         if tree in {"", "~", "null"}:
             return ()
         return _split(tree) if setting.is_list else (tree,)
-    texts = [item for item in tree if isinstance(item, str)] if isinstance(tree, list) else None
-    return texts if setting.is_list and texts is not None and len(texts) == len(tree) else None
+    if not setting.is_list or not isinstance(tree, list):
+        return None
+    texts = [item for item in tree if isinstance(item, str)]
+    return _split(",".join(texts)) if len(texts) == len(tree) else None
 
 
 def _split(text: str) -> list[str]:

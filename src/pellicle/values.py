@@ -39,10 +39,15 @@ class FieldError(ValueError):
         super().__init__(f"{field}: {why}")
 
 
+def printable(text: str, longest: int) -> str:
+    """`text` cut to `longest`, and nothing in it that could steer a terminal."""
+    short = text if len(text) <= longest else text[:longest] + "…"
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in short)
+
+
 def shown(text: str) -> str:
-    """`text` quoted for a person, short and printable."""
-    short = text if len(text) <= _SHOWN else text[:_SHOWN] + "…"
-    return '"' + "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in short) + '"'
+    """`text` quoted for a person."""
+    return f'"{printable(text, _SHOWN)}"'
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
@@ -75,16 +80,13 @@ def address(field: str, text: str) -> Address:
         raise FieldError(field, f"{shown(text)} is a CIDR; an address has no /")
     try:
         found = ip_address(text)
-    except ValueError as error:
-        raise FieldError(field, f"{shown(text)} is not an IP address{_dotted(error)}") from None
+    except ValueError:
+        hint = " (no leading zeros)" if re.search(r"(^|\.)0[0-9]", text) else ""
+        raise FieldError(field, f"{shown(text)} is not an IP address{hint}") from None
     kind = _useless(found)
     if kind:
         raise FieldError(field, f"{text} is {kind}: nobody can be reached there")
     return found
-
-
-def _dotted(error: ValueError) -> str:
-    return " (no leading zeros)" if "Leading zeros" in str(error) else ""
 
 
 def _useless(found: Address) -> str | None:

@@ -59,6 +59,7 @@ MAX_FILE_NAME = 240
 """Of the 255 bytes that Linux file systems allow, .yaml taken off."""
 MAX_OFFERS = 2
 MAX_PROOF = 16 * 1024
+MAX_SHOWN = 400
 
 Resource: TypeAlias = Node | Endpoint | Identity
 R_co = TypeVar("R_co", bound=Resource, covariant=True)
@@ -87,7 +88,7 @@ def read(source: str, raw: bytes) -> Sheet:
     """Everything in the file `source` that is good, and everything that is not."""
     text = _text(raw)
     if isinstance(text, FieldError):
-        return Sheet(rejected=(Rejected(source, "file", str(text)),))
+        return Sheet(rejected=(_rejected(source, "file", text),))
     good: list[Document[Resource]] = []
     bad: list[Rejected] = []
     trees = enumerate(documents(text), 1)
@@ -97,12 +98,12 @@ def read(source: str, raw: bytes) -> Sheet:
         except StopIteration:
             break
         except YamlError as error:
-            bad.append(Rejected(source, "file", str(error)))
+            bad.append(_rejected(source, "file", error))
             break
         try:
             good.append(Document(source, number, _resource(tree)))
         except (FieldError, LabelError) as error:
-            bad.append(Rejected(source, _name(tree, number), str(error)))
+            bad.append(_rejected(source, _name(tree, number), error))
     return Sheet(tuple(good), tuple(bad))
 
 
@@ -168,13 +169,21 @@ def _text(raw: bytes) -> str | FieldError:
     return text
 
 
+def _rejected(source: str, name: str, error: ValueError) -> Rejected:
+    # Both quote what is written there, and are shown on terminals.
+    return Rejected(
+        source, values.printable(name, MAX_SHOWN), values.printable(str(error), MAX_SHOWN)
+    )
+
+
 def _name(tree: Tree, number: int) -> str:
     """What a rejected document calls itself, as far as it can be told."""
     if isinstance(tree, dict) and isinstance(metadata := tree.get("metadata"), dict):
         parts = (metadata.get("namespace"), metadata.get("name"))
         words = [part for part in parts if isinstance(part, str)]
         if words:
-            return f"{str(tree.get('kind')).lower()[:60]} {'/'.join(words)[:256]}"
+            kind = tree.get("kind")
+            return f"{kind.lower() if isinstance(kind, str) else 'document'} {'/'.join(words)}"
     return f"document {number}"
 
 

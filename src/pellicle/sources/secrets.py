@@ -30,9 +30,11 @@ def read_secret(path: Path) -> bytes:
         if error.errno == errno.ELOOP:
             raise SecretFileError(f"{path} is a symbolic link: name the file itself") from None
         raise
-    with os.fdopen(descriptor, "rb") as file:
+    try:
         _check(path, os.fstat(descriptor))
-        raw = file.read(MAX_SECRET + 1)
+        raw = os.read(descriptor, MAX_SECRET + 1)
+    finally:
+        os.close(descriptor)
     if len(raw) > MAX_SECRET:
         raise SecretFileError(f"{path} holds more than {MAX_SECRET} bytes: is it the right file?")
     if not raw.strip():

@@ -13,7 +13,7 @@ from typing import Annotated, Any, TypeVar, get_args
 import msgspec
 from msgspec import Meta, Struct
 
-from pellicle.values import FieldError, did_you_mean
+from pellicle.values import FieldError, did_you_mean, shown
 from pellicle.wire.yaml import Tree
 
 U32 = Annotated[int, Meta(ge=0, le=(1 << 32) - 1)]
@@ -104,7 +104,7 @@ _WORDS = {"array": "a list", "object": "a mapping", "str": "text", "int": "a who
 def _why(message: str, path: str, tree: Tree, kind: type[Struct]) -> str:
     """msgspec's message, in the words of whoever wrote the file."""
     if match := re.fullmatch(r"Object contains unknown field `(.*)`", message, re.DOTALL):
-        return f'unknown field "{match[1][:60]}": {did_you_mean(match[1], _fields(kind, path))}'
+        return f"unknown field {shown(match[1])}: {did_you_mean(match[1], _fields(kind, path))}"
     if match := re.fullmatch(r"Object missing required field `(.*)`", message):
         return f'"{match[1]}" is missing'
     if match := re.fullmatch(r"Expected `(\w+)(?: \| null)?`, got `(\w+)`", message):

@@ -19,6 +19,7 @@ from pathlib import Path
 from pellicle.facts import Rejected
 from pellicle.sources.resources import MAX_BYTES, Sheet, read, title
 from pellicle.sources.world import World, judge
+from pellicle.values import printable
 
 SUFFIXES = (".yaml", ".yml")
 KEPT = "; what it said before stays in force until it is mended or removed"
@@ -225,4 +226,4 @@ def _id(status: os.stat_result) -> tuple[int, int]:
 
 def _printable(path: str) -> str:
     """`path` as text that can be shown, also when it is not UTF-8."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
+    return printable(os.fsencode(path).decode("utf-8", "backslashreplace"), len(path))
