@@ -31,15 +31,23 @@ static __always_inline struct sa_in *sa_in_find(const struct packet *p, __be32 s
 	return bpf_map_lookup_elem(&sa_in, &key);
 }
 
+/* Counted in the SA under why: all that a refused packet changes there. */
+static __always_inline int sa_in_refuse(struct sa_in *sa, int reason)
+{
+	if (reason == DROP_AUTH_FAILED)
+		__sync_fetch_and_add(&sa->auth_failed, 1);
+	else
+		__sync_fetch_and_add(&sa->replayed, 1);
+	return reason;
+}
+
 /* What an authentic and fresh packet changes. */
 static __always_inline int sa_in_accept(struct scratch *s, struct sa_in *sa, __u64 sequence)
 {
 	int reason = replay_accept(sa, sequence);
 
-	if (reason) {
-		__sync_fetch_and_add(&sa->replayed, 1);
-		return reason;
-	}
+	if (reason)
+		return sa_in_refuse(sa, reason);
 	__sync_fetch_and_add(&sa->packets, 1);
 	if (!sa->first_seen &&
 	    __sync_bool_compare_and_swap(&sa->first_seen, 0, bpf_ktime_get_boot_ns()))
@@ -89,19 +97,17 @@ static __always_inline int esp_load(struct __sk_buff *skb, struct scratch *s)
 
 static __always_inline int esp_authenticate(struct scratch *s, struct sa_in *sa)
 {
+	__u64 top = *(volatile __u64 *)&sa->top, sequence;
 	struct ccp *c = &s->ccp;
-	__u64 sequence;
 	__u32 len;
 	int reason;
 
 	if (sa->expires && bpf_ktime_get_boot_ns() >= sa->expires)
 		return DROP_SA_EXPIRED;
-	sequence = sequence_infer(sa->top, swap32(esp_head(c)->sequence));
+	sequence = sequence_infer(top, swap32(esp_head(c)->sequence));
 	reason = replay_check(sa, sequence);
-	if (reason) {
-		__sync_fetch_and_add(&sa->replayed, 1);
-		return reason;
-	}
+	if (reason)
+		return sa_in_refuse(sa, reason);
 	esp_prepare(c, sa->key, sa->salt, sequence >> 32);
 	if (ccp_tag(c))
 		return DROP_ESP_MALFORMED;
@@ -109,10 +115,9 @@ static __always_inline int esp_authenticate(struct scratch *s, struct sa_in *sa)
 	opaque(len);
 	if (len > CCP_MAX)
 		return DROP_ESP_MALFORMED;
-	if (!esp_is_authentic(c, len)) {
-		__sync_fetch_and_add(&sa->auth_failed, 1);
-		return DROP_AUTH_FAILED;
-	}
+	if (!esp_is_authentic(c, len))
+		return sa_in_refuse(sa, sequence_is_old(top, sequence) ? DROP_TOO_OLD :
+									 DROP_AUTH_FAILED);
 	return sa_in_accept(s, sa, sequence);
 }
 
@@ -178,6 +183,13 @@ static __always_inline int from_net_clear(struct __sk_buff *skb, struct scratch 
 	return REASON_NONE;
 }
 
+/* What bears a VLAN tag here belongs to another device of this machine. */
+static __always_inline int is_esp_for_us(struct __sk_buff *skb, const struct packet *p)
+{
+	return p->protocol == IPPROTO_ESP && addr_is_self(&p->destination) &&
+	       p->start == ETH_HLEN && !skb->vlan_present;
+}
+
 SEC("tc")
 int from_net(struct __sk_buff *skb)
 {
@@ -193,7 +205,7 @@ int from_net(struct __sk_buff *skb)
 	if (reason == DROP_NOT_IP)
 		return TC_ACT_OK;
 	if (!reason) {
-		if (s->packet.protocol == IPPROTO_ESP && addr_is_self(&s->packet.destination))
+		if (is_esp_for_us(skb, &s->packet))
 			reason = from_net_esp(skb, s);
 		else
 			reason = from_net_clear(skb, s);

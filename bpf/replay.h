@@ -10,9 +10,9 @@
 #pragma once
 #include "tables.h"
 
-/* The whole number that a packet's low half stands for: the one nearest the window, RFC 4303
- * Appendix A2.1.  A number before the first comes out as one far right of the window, or of
- * 2^64: replay_check refuses both.
+/* The whole number that a packet's low half stands for: in the window, or the next one right of it,
+ * RFC 4303 Appendix A2.1.  A number before the very first comes out near 2^64: replay_check
+ * refuses it.
  */
 static __always_inline __u64 sequence_infer(__u64 top, __u32 low)
 {
@@ -26,6 +26,14 @@ static __always_inline __u64 sequence_infer(__u64 top, __u32 low)
 		high--;
 	}
 	return (__u64)high << 32 | low;
+}
+
+/* A number left of the window reads as one almost 2^32 right of it, and then cannot authenticate: its
+ * high half was another.  So this is what to call a failure in the farther half of that way.
+ */
+static __always_inline int sequence_is_old(__u64 top, __u64 sequence)
+{
+	return sequence >> 32 && (sequence - top) >> 31;
 }
 
 /* REASON_NONE, or why the number is refused.  Zero is never sent (§2.2), as if seen before; and no

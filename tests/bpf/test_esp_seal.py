@@ -235,7 +235,6 @@ ODD = {
         "DROP_MALFORMED", packets.frame(b"\x44" + packets.ip(POD4, OVER4.pod4)[1:])),
     "a mapped address in IPv6": (
         "DROP_MALFORMED", packets.frame(packets.ipv6(POD6, f"::ffff:{OVER4.pod4}"))),
-    "one byte of IP": ("DROP_MALFORMED", packets.ethernet(packets.ETH_IPV4, b"\x45")),
 }  # fmt: skip
 
 
