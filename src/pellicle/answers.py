@@ -181,7 +181,7 @@ def maps(sight: Sight, name: object) -> list[dict[str, Any]]:
 
 def _shown(value: Any) -> Any:
     if isinstance(value, Mapping):
-        if value.keys() >= {"bytes", "words", "halves"}:
+        if value.keys() == {"bytes"}:  # struct addr: a union that is read through its bytes
             return str(from_bytes(value["bytes"]))
         return {
             name: "(secret)" if name in SECRET_FIELDS else _shown(each)
