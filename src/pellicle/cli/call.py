@@ -61,7 +61,7 @@ def _unreachable(path: Path, error: OSError) -> Trouble:
             why = f"no agent runs here: {path} does not exist."
             nodes = lab_nodes()
             hint = (
-                f"A lab runs on this machine: try --node {nodes[0]}."
+                f"A lab runs on this machine; its nodes are {', '.join(nodes)}: try --node {nodes[0]}."
                 if nodes
                 else "Start one with `pellicle agent`, or name another with --socket."
             )

@@ -28,6 +28,8 @@ CAPACITY: Final = 65536
 """As many flows as the kernel's own map remembers."""
 _PROTOCOLS: Final = {1: "ICMP", 6: "TCP", 17: "UDP", 50: "ESP", 58: "ICMPv6", 132: "SCTP"}
 _ICMP: Final = frozenset({1, 58})
+_WITH_PORTS: Final = frozenset({6, 17, 33, 132, 136})
+"""TCP, UDP, DCCP, SCTP, UDP-Lite."""
 EVERYTHING: Final = Selection()
 
 
@@ -53,7 +55,8 @@ class Flow(msgspec.Struct, frozen=True):
         """As the agent's socket says it. `boot`: the wall clock's seconds at boot time 0."""
         event = self.event
         icmp = _icmp(event)
-        ports = (None, None) if icmp else (event.source_port, event.destination_port)
+        has_ports = event.protocol in _WITH_PORTS
+        ports = (event.source_port, event.destination_port) if has_ports else (None, None)
         return {
             "time": boot + event.last / 1e9,
             "since": boot + event.first / 1e9,

@@ -37,6 +37,18 @@ _COLUMNS: Final = (
     Column("nodes", rank=7),
 )
 
+_ICMP: Final = {
+    ("ICMP", 0): "reply",
+    ("ICMP", 3): "unreachable",
+    ("ICMP", 8): "echo",
+    ("ICMP", 11): "TTL exceeded",
+    ("ICMPv6", 1): "unreachable",
+    ("ICMPv6", 2): "too big",
+    ("ICMPv6", 3): "TTL exceeded",
+    ("ICMPv6", 128): "echo",
+    ("ICMPv6", 129): "reply",
+}
+
 Key = tuple[str, ...]
 
 
@@ -144,7 +156,8 @@ def _end(end: End) -> Text:
 def _protocol(flow: Flow) -> str:
     if flow.icmp is None:
         return flow.protocol
-    return f"{flow.protocol} {flow.icmp.type}/{flow.icmp.code}"
+    known = _ICMP.get((flow.protocol, flow.icmp.type))
+    return f"{flow.protocol} {known or f'{flow.icmp.type}/{flow.icmp.code}'}"
 
 
 def _short(reason: str) -> str:

@@ -15,6 +15,9 @@ from pellicle.ui.grid import Column, fitting, grid
 _UNTOLD: Final = frozenset({"pad", "pad2", "lock"})
 """Fields that fill a struct and say nothing."""
 
+_HEXADECIMAL: Final = {"pair": "{:016x}", "spi": "0x{:08x}"}
+"""As other commands and packet analysers show them."""
+
 
 def rows(found: Sequence[Mapping[str, Any]], width: int) -> RenderableType:
     """On a narrow terminal the last fields go first, and it is said that they went."""
@@ -27,7 +30,7 @@ def rows(found: Sequence[Mapping[str, Any]], width: int) -> RenderableType:
         Column(heads[name], rank=at, is_number=_is_number(flat, name), shrinks=True)
         for at, name in enumerate(names)
     ]
-    cells = [[_cell(row.get(name)) for name in names] for row in flat]
+    cells = [[_cell(name, row.get(name)) for name in names] for row in flat]
     hidden = len(names) - len(fitting(columns, cells, width))
     table = grid(columns, cells, width)
     if not hidden:
@@ -60,11 +63,13 @@ def _is_number(flat: Sequence[Mapping[str, Any]], name: str) -> bool:
     return all(isinstance(row.get(name), int | float) for row in flat)
 
 
-def _cell(value: Any) -> Text:
+def _cell(name: str, value: Any) -> Text:
     match value:
         case None:
             return Text("-", "quiet")
         case list() | tuple():
             return Text(" ".join(map(str, value)))
+        case int():
+            return Text(_HEXADECIMAL.get(name.rpartition(".")[2], "{}").format(value))
         case _:
             return Text(str(value))

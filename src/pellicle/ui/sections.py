@@ -40,7 +40,3 @@ def facts(rows: Sequence[tuple[str, str | Text]]) -> RenderableType:
         if value:
             table.add_row(Text(name, "quiet"), value)
     return table
-
-
-def plural(number: int, word: str) -> str:
-    return f"{number} {word}" if number == 1 else f"{number} {word}s"

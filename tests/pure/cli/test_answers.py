@@ -116,7 +116,7 @@ CASES = [
         (
             "default/web-7f9c6d5b8-x2k4q:43210",
             "[2606:2800:220:1:248:1893:25c8:1946]:443",
-            "ICMP 8/0",
+            "ICMP echo",
             "unknown peer",
             "a cluster address nobody holds",
             "epoch 3, SPI 0x5a3c9102",
@@ -130,7 +130,7 @@ CASES = [
         0,
         (
             "encrypted default/web-7f9c6d5b8-x2k4q:43210 → default/db-0:5432 TCP 1204 packets",
-            "dropped   10.244.1.3 → 10.244.9.9 ICMP 8/0 3 packets 294 B DROP_UNKNOWN_PEER",
+            "dropped   10.244.1.3 → 10.244.9.9 ICMP echo 3 packets 294 B DROP_UNKNOWN_PEER",
         ),
     ),
     Case("no flows", ("flows", "--dropped"), {"flows": []}, 0, ("no flows",)),
