@@ -8,9 +8,7 @@
  * whole struct ccp and return 0, or -1 for a null pointer or a length out of range.  A struct ccp
  * belongs to one CPU at a time.  How the shape of this code was found: docs/performance.md.
  */
-#ifndef PELLICLE_CHACHA20POLY1305_H
-#define PELLICLE_CHACHA20POLY1305_H
-
+#pragma once
 #include "kernel.h"
 
 #define CCP_MAX 2048 /* bytes of data at most; a multiple of 64 */
@@ -63,11 +61,12 @@ enum { CCP_EXPA = 0x61707865, CCP_ND_3 = 0x3320646e, CCP_2_BY = 0x79622d32, CCP_
 		ccp_steps(c0, c1, c2, c3, d0, d1, d2, d3, b0, b1, b2, b3, 7);                      \
 	} while (0)
 
-#define ccp_columns()                                                                              \
+#define ccp_columns() \
 	ccp_round(x0, x1, x2, x3, x4, x5, x6, x7, x8, x9, x10, x11, x12, x13, x14, x15)
-#define ccp_diagonals()                                                                            \
+#define ccp_diagonals() \
 	ccp_round(x0, x1, x2, x3, x5, x6, x7, x4, x10, x11, x8, x9, x15, x12, x13, x14)
 
+/* A whole quarter round, its words stored as a column. */
 static __always_inline void ccp_quarter(__u32 *out, __u32 a, __u32 b, __u32 c, __u32 d)
 {
 	ccp_step(a, b, d, 16);
@@ -124,7 +123,9 @@ __noinline int ccp_block(struct ccp *c, __u32 n)
 		c->s[3] = x7 + c->key[3];
 		return 0;
 	}
-	__u64 *data = (__u64 *)&c->data[(n - 1) * 64];
+	n--;
+	opaque(n); /* so that the bound stands here for every verifier */
+	__u64 *data = (__u64 *)&c->data[n % (CCP_MAX / 64) * 64];
 
 	ccp_xor(data[0], x0 + CCP_EXPA, x1 + CCP_ND_3);
 	ccp_xor(data[1], x2 + CCP_2_BY, x3 + CCP_TE_K);
@@ -132,7 +133,7 @@ __noinline int ccp_block(struct ccp *c, __u32 n)
 	ccp_xor(data[3], x6 + c->key[2], x7 + c->key[3]);
 	ccp_xor(data[4], x8 + c->key[4], x9 + c->key[5]);
 	ccp_xor(data[5], x10 + c->key[6], x11 + c->key[7]);
-	ccp_xor(data[6], x12 + n, x13 + c->nonce[0]);
+	ccp_xor(data[6], x12 + n + 1, x13 + c->nonce[0]);
 	ccp_xor(data[7], x14 + c->nonce[1], x15 + c->nonce[2]);
 	return 0;
 }
@@ -143,8 +144,7 @@ __noinline int ccp_block(struct ccp *c, __u32 n)
  * are below 2^28 and r1..r3 are multiples of 4, what passes 2^130 comes back through t = 5/4 r.
  */
 struct poly {
-	__u64 h0, h1, h2, h3, h4;
-	__u64 r0, r1, r2, r3, t1, t2, t3;
+	__u64 h0, h1, h2, h3, h4, r0, r1, r2, r3, t1, t2, t3;
 };
 
 /* the low 32 bits in one move; left alone, the compiler shifts them up and down */
@@ -296,5 +296,3 @@ __noinline int ccp_seal(struct ccp *c)
 	ccp_block(c, 0);
 	return ccp_poly(c);
 }
-
-#endif
