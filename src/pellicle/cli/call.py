@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from pellicle.cli.options import lab_nodes
+from pellicle.cli.options import lab_hint
 from pellicle.cli.trouble import Trouble, Unreachable
 
 PATIENCE: Final = 15.0
@@ -59,12 +59,7 @@ def _unreachable(path: Path, error: OSError) -> Trouble:
     match error:
         case FileNotFoundError():
             why = f"no agent runs here: {path} does not exist."
-            nodes = lab_nodes()
-            hint = (
-                f"A lab runs on this machine; its nodes are {', '.join(nodes)}: try --node {nodes[0]}."
-                if nodes
-                else "Start one with `pellicle agent`, or name another with --socket."
-            )
+            hint = lab_hint() or "Start one with `pellicle agent`, or name another with --socket."
         case ConnectionRefusedError():
             why = f"no agent answers at {path}: it left its socket behind."
             hint = "It was killed or has crashed; look into its log and start it again."

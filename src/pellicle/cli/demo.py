@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from pellicle.cli.lab import in_lab
+from pellicle.cli.lab_access import in_lab
 from pellicle.cli.options import speaks_json
 from pellicle.cli.trouble import Exit
 

@@ -3,50 +3,20 @@
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from pellicle.cli.options import lab_nodes, speaks_json
+from pellicle.cli.lab_access import as_meant, in_lab, known_node, node_argument, progress
+from pellicle.cli.lab_members import MEMBERS
+from pellicle.cli.options import speaks_json
 from pellicle.cli.printed import print_json, print_page
-from pellicle.cli.trouble import Exit, Trouble
+from pellicle.cli.trouble import Exit
 
 if TYPE_CHECKING:
     from pellicle.lab import LabState
-
-Command = TypeVar("Command", bound=Callable[..., Any])
-
-
-def node_argument(command: Command) -> Command:
-    """NODE, a node of the lab."""
-    return click.argument(
-        "node", shell_complete=lambda _c, _p, text: [n for n in lab_nodes() if n.startswith(text)]
-    )(command)
-
-
-@contextmanager
-def in_lab() -> Iterator[None]:
-    """What the lab refuses is said in its own words; what was asked wrongly, as a usage error."""
-    if os.geteuid() != 0:
-        raise Trouble("the lab makes network namespaces and loads BPF programs.", "Run it as root.")
-    from pellicle.lab import LabError
-
-    try:
-        yield
-    except LabError as error:
-        raise Trouble(str(error)) from error
-    except ValueError as error:
-        raise click.UsageError(str(error)) from error
-
-
-def progress(line: str) -> None:
-    """One line for each step, where it disturbs nobody who reads stdout."""
-    click.echo(click.style(f"  {line}", dim=True), err=True)
 
 
 @click.group()
@@ -105,14 +75,17 @@ def up(
     """
     with in_lab():
         from pellicle.lab import up as make
+        from pellicle.lab.topology import Shape
 
+        with as_meant():
+            shape = Shape(nodes, pods, engine, encrypt, mtu, dict(map(_setting, settings)))
         state = make(
-            nodes,
-            pods,
-            engine=engine,
-            encrypt=encrypt,
-            mtu=mtu,
-            settings=dict(map(_setting, settings)),
+            shape.nodes,
+            shape.pods,
+            engine=shape.engine,
+            encrypt=shape.encrypt,
+            mtu=shape.mtu,
+            settings=shape.settings,
             progress=progress,
         )
     _show(state, as_json=as_json)
@@ -191,7 +164,10 @@ def exec_(context: click.Context, where: str, command: tuple[str, ...]) -> None:
     """
     with in_lab():
         from pellicle.lab import exec_ as run
+        from pellicle.lab.topology import namespace_of
 
+        with as_meant():
+            namespace_of(where)
         code = run(where, command)
     context.exit(code)
 
@@ -216,7 +192,10 @@ def sniff(*, write: Path | None, filter_: str, seconds: float | None) -> None:
     """
     with in_lab():
         from pellicle.lab import sniff as listen
+        from pellicle.lab.sniff import parse_filter
 
+        with as_meant():
+            parse_filter(filter_)
         heard = listen(write, filter_, seconds)
     total = sum(count.packets for count in heard.counts.values())
     click.echo(f"{total} packets heard", err=True)
@@ -224,113 +203,33 @@ def sniff(*, write: Path | None, filter_: str, seconds: float | None) -> None:
         click.echo(f"{heard.lost} more came too fast for this machine", err=True)
 
 
-@lab.command("add-node")
-def add_node() -> None:
-    """One node more, with as many pods as the others.
+@lab.command()
+@speaks_json
+@click.pass_context
+def check(context: click.Context, *, as_json: bool) -> None:
+    """Does the lab that stands do what it should?
+
+    All pods of different nodes talk to each other, by TCP, UDP and ICMP, in both families, and a
+    listener on the wire hears what it can: nothing, with encryption on.
 
     \b
-    Example:
-      pellicle lab add-node
+    Examples:
+      pellicle lab check
+      pellicle lab check --json | jq .problems
+
+    Exit codes: 0 well, 1 not.
     """
     with in_lab():
-        from pellicle.lab import add_node as add
+        from pellicle.lab.check import check as look
 
-        click.echo(add(progress).name)
+        found = look(progress)
+    if as_json:
+        print_json(found.to_json())
+    else:
+        from pellicle.ui.lab import checked
 
-
-@lab.command("remove-node")
-def remove_node() -> None:
-    """Drain and remove the last node.
-
-    \b
-    Example:
-      pellicle lab remove-node
-    """
-    with in_lab():
-        from pellicle.lab import remove_node as remove
-
-        click.echo(remove(progress).name)
-
-
-@lab.command("add-pod")
-@click.argument("where")
-def add_pod(where: str) -> None:
-    """One pod more on a node (n1), or exactly this one (n1/p7).
-
-    \b
-    Example:
-      pellicle lab add-pod n1
-    """
-    with in_lab():
-        from pellicle.lab import add_pod as add
-
-        click.echo(add(where).name)
-
-
-@lab.command("delete-pod")
-@click.argument("pod")
-def delete_pod(pod: str) -> None:
-    """Unplug POD (n1/p1) and remove it.
-
-    \b
-    Example:
-      pellicle lab delete-pod n1/p2
-    """
-    with in_lab():
-        from pellicle.lab import delete_pod as delete
-
-        delete(pod)
-
-
-@lab.command("start-agent")
-@node_argument
-def start_agent(node: str) -> None:
-    """Start the agent of NODE, unless it runs.
-
-    Waits until it is ready.
-
-    \b
-    Example:
-      pellicle lab start-agent n2
-    """
-    with in_lab():
-        from pellicle.lab import start_agent as start
-
-        start(node)
-
-
-@lab.command("kill-agent")
-@node_argument
-def kill_agent(node: str) -> None:
-    """Kill the agent of NODE with SIGKILL.
-
-    Its pods and their encryption go on without it.
-
-    \b
-    Example:
-      pellicle lab kill-agent n2
-    """
-    with in_lab():
-        from pellicle.lab import kill_agent as kill
-
-        kill(node)
-
-
-@lab.command("restart-agent")
-@node_argument
-def restart_agent(node: str) -> None:
-    """Stop the agent of NODE and start it again.
-
-    It makes new keys, and no packet is lost.
-
-    \b
-    Example:
-      pellicle lab restart-agent n2
-    """
-    with in_lab():
-        from pellicle.lab import restart_agent as restart
-
-        restart(node)
+        print_page(lambda _width: checked(found))
+    context.exit(Exit.WELL if found.is_well else Exit.DEGRADED)
 
 
 @lab.command()
@@ -344,7 +243,9 @@ def log(node: str, lines: int) -> None:
       pellicle lab log n1
     """
     with in_lab():
-        from pellicle.lab.topology import node_named
-
-        text = node_named(node).log.read_text(errors="replace")
+        text = known_node(node).log.read_text(errors="replace")
     sys.stdout.writelines(text.splitlines(keepends=True)[-lines:])
+
+
+for member in MEMBERS:
+    lab.add_command(member)

@@ -59,6 +59,15 @@ def lab_nodes() -> list[str]:
     return sorted(found, key=lambda name: (len(name), name))
 
 
+def lab_hint() -> str:
+    """Whom to ask instead, when a lab runs here."""
+    nodes = lab_nodes()
+    if not nodes:
+        return ""
+    names = nodes[0] if len(nodes) == 1 else f"{nodes[0]} to {nodes[-1]}"
+    return f"A lab runs on this machine ({names}): try --node {nodes[0]}."
+
+
 def _json(context: click.Context, _option: click.Parameter, value: bool) -> bool:
     if value:
         want_json(context)

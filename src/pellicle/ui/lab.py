@@ -6,9 +6,10 @@ from __future__ import annotations
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from pellicle.lab.check import Checked
 from pellicle.lab.state import LabState, NodeState
 from pellicle.ui.grid import Column, grid
-from pellicle.ui.sections import INDENT, bullet, indented, section
+from pellicle.ui.sections import INDENT, bullet, facts, indented, section
 
 
 def lab(state: LabState, width: int) -> RenderableType:
@@ -28,6 +29,32 @@ def lab(state: LabState, width: int) -> RenderableType:
         *section("Pods", [_pods(state, inner)] if any(node.pods for node in state.nodes) else []),
         *section("Try", [_examples(state)] if state.is_ready else []),
     )
+
+
+def checked(found: Checked) -> RenderableType:
+    """What a check has found."""
+    style = "good" if found.is_well else "bad"
+    talk = Text(f"{found.answered:,} of {found.messages:,}", "" if found.is_well else style)
+    wire = Text.assemble(
+        (f"{found.encrypted:,} ESP", "good" if found.encrypted else "quiet"),
+        " · ",
+        (f"{found.clear:,} clear", "bad" if found.clear else "quiet"),
+    )
+    title = Text.assemble(
+        (f"{'●' if found.is_well else '✗'} ", style),
+        ("lab", "title"),
+        "  encryption ",
+        ("on", "good") if found.encrypt else ("off", "bad"),
+        "  ",
+        ("as it should be" if found.is_well else "not as it should be", style),
+    )
+    rows: list[tuple[str, str | Text]] = [
+        ("answered", Text.assemble(talk, f" messages, {found.conversations} conversations")),
+        ("on the wire", wire),
+        ("took", f"{found.seconds:.1f} s"),
+    ]
+    problems = [bullet(Text(problem), "bad") for problem in found.problems]
+    return Group(title, indented(facts(rows)), *section("Problems", problems))
 
 
 def _head(state: LabState) -> RenderableType:

@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`pellicle lab add-node` and the like: single nodes, pods and agents of a lab that stands."""
+
+from __future__ import annotations
+
+import click
+
+from pellicle.cli.lab_access import as_meant, in_lab, known_node, node_argument, progress
+
+
+@click.command("add-node")
+def add_node() -> None:
+    """One node more, with as many pods as the others.
+
+    \b
+    Example:
+      pellicle lab add-node
+    """
+    with in_lab():
+        from pellicle.lab import add_node as add
+
+        click.echo(add(progress).name)
+
+
+@click.command("remove-node")
+def remove_node() -> None:
+    """Drain and remove the last node.
+
+    \b
+    Example:
+      pellicle lab remove-node
+    """
+    with in_lab():
+        from pellicle.lab import remove_node as remove
+
+        click.echo(remove(progress).name)
+
+
+@click.command("add-pod")
+@click.argument("where")
+def add_pod(where: str) -> None:
+    """One pod more on a node (n1), or exactly this one (n1/p7).
+
+    \b
+    Example:
+      pellicle lab add-pod n1
+    """
+    with in_lab():
+        from pellicle.lab import add_pod as add
+        from pellicle.lab.topology import namespace_of
+
+        with as_meant():
+            namespace_of(where)
+        click.echo(add(where).name)
+
+
+@click.command("delete-pod")
+@click.argument("pod")
+def delete_pod(pod: str) -> None:
+    """Unplug POD (n1/p1) and remove it.
+
+    \b
+    Example:
+      pellicle lab delete-pod n1/p2
+    """
+    with in_lab():
+        from pellicle.lab import delete_pod as delete
+        from pellicle.lab.topology import pod_named
+
+        with as_meant():
+            pod_named(pod)
+        delete(pod)
+
+
+@click.command("start-agent")
+@node_argument
+def start_agent(node: str) -> None:
+    """Start the agent of NODE, unless it runs.
+
+    Waits until it is ready.
+
+    \b
+    Example:
+      pellicle lab start-agent n2
+    """
+    with in_lab():
+        from pellicle.lab import start_agent as start
+
+        start(known_node(node).name)
+
+
+@click.command("kill-agent")
+@node_argument
+def kill_agent(node: str) -> None:
+    """Kill the agent of NODE with SIGKILL.
+
+    Its pods and their encryption go on without it.
+
+    \b
+    Example:
+      pellicle lab kill-agent n2
+    """
+    with in_lab():
+        from pellicle.lab import kill_agent as kill
+
+        kill(known_node(node).name)
+
+
+@click.command("restart-agent")
+@node_argument
+def restart_agent(node: str) -> None:
+    """Stop the agent of NODE and start it again.
+
+    It makes new keys, and no packet is lost.
+
+    \b
+    Example:
+      pellicle lab restart-agent n2
+    """
+    with in_lab():
+        from pellicle.lab import restart_agent as restart
+
+        restart(known_node(node).name)
+
+
+MEMBERS = (
+    add_node,
+    remove_node,
+    add_pod,
+    delete_pod,
+    start_agent,
+    kill_agent,
+    restart_agent,
+)
