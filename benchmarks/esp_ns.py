@@ -21,7 +21,7 @@ from pellicle.kernel.bpf import Program
 from tests.bpf import packets
 from tests.bpf.cluster import PEERS, Peer, furnish, pod, put_inbound, put_outbound
 from tests.bpf.node import Node, loaded_node
-from tests.bpf.test_esp_open import sealed
+from tests.bpf.tunnel import sealed
 
 SIZES = (64, 512, 1400)
 
@@ -73,7 +73,9 @@ def main() -> None:
                 for size in SIZES:
                     seal, seen = (t - idle for t in measure(node, peer, version, size, runs))
                     rates = f"{size * 8 / seal:11.2f}  {size * 8 / seen:11.2f}"
-                    print(f"IPv{version}   IPv{outer}   {size:5}  {seal:7.0f}  {seen:7.0f}  {rates}")
+                    print(
+                        f"IPv{version}   IPv{outer}   {size:5}  {seal:7.0f}  {seen:7.0f}  {rates}"
+                    )
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The cluster that the datapath's tests live in, as node 1 has it in its maps.
 
-    node 1  192.0.2.1, 2001:db8::1    pods 10.244.1.2, fd00:244:1::2     this one
-    node 2  192.0.2.2                 pods 10.244.2.2, fd00:244:2::2     ESP over IPv4
-    node 3  2001:db8::3               pods 10.244.3.2, fd00:244:3::2     ESP over IPv6
-    node 4  192.0.2.4                 pods 10.244.4.2, fd00:244:4::2     without keys
-    10.244.0.0/16, fd00:244::/32      the cluster's CIDRs
+node 1  192.0.2.1, 2001:db8::1    pods 10.244.1.2, fd00:244:1::2     this one
+node 2  192.0.2.2                 pods 10.244.2.2, fd00:244:2::2     ESP over IPv4
+node 3  2001:db8::3               pods 10.244.3.2, fd00:244:3::2     ESP over IPv6
+node 4  192.0.2.4                 pods 10.244.4.2, fd00:244:4::2     without keys
+10.244.0.0/16, fd00:244::/32      the cluster's CIDRs
 """
 
 from __future__ import annotations
@@ -72,9 +72,7 @@ def furnish(node: Node) -> None:
     for cidr in ("10.244.0.0/16", "fd00:244::/32"):
         node.put_cidr(cidr)
     for address in (POD4, POD6):
-        node.put_endpoint(
-            address, identity=POD_IDENTITY, pod_mac=POD_MAC, host_mac=HOST_MAC
-        )
+        node.put_endpoint(address, identity=POD_IDENTITY, pod_mac=POD_MAC, host_mac=HOST_MAC)
         node.put_peer(address, node=SELF4, flags=LOCAL, identity=POD_IDENTITY)
     for address in (SELF4, SELF6):
         node.put_peer(address, node=SELF4, flags=LOCAL | NODE, identity=1)

@@ -48,7 +48,7 @@ def padding(size: int) -> bytes:
     return bytes(range(1, -(size + 2) % 4 + 1))
 
 
-def seal(  # noqa: PLR0913  each may be wrong in a test
+def seal(
     keys: Keys,
     sequence: int,
     payload: bytes,

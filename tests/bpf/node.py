@@ -111,9 +111,7 @@ class Node:
             table = self.object.map(name)
             table.delete_batch(table.keys())
 
-    def put_peer(
-        self, address: str, *, node: str, flags: int = 0, identity: int = 0
-    ) -> None:
+    def put_peer(self, address: str, *, node: str, flags: int = 0, identity: int = 0) -> None:
         row = {"identity": identity, "flags": flags, "node": addr(node)}
         self.put("ipcache", {"bytes": addr(address)}, row)
 

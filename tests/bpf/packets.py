@@ -21,7 +21,7 @@ def checksum(data: bytes) -> int:
     return ~total & 0xFFFF
 
 
-def ipv4(  # noqa: PLR0913
+def ipv4(
     source: str,
     destination: str,
     payload: bytes = b"",
@@ -42,7 +42,7 @@ def ipv4(  # noqa: PLR0913
     return head[:10] + struct.pack(">H", checksum(head)) + head[12:] + payload
 
 
-def ipv6(  # noqa: PLR0913
+def ipv6(
     source: str,
     destination: str,
     payload: bytes = b"",

@@ -10,7 +10,17 @@ import pytest
 
 from tests.bpf import packets
 from tests.bpf.cluster import (
-    KEYLESS, OVER4, OVER6, POD4, POD6, SELF4, SELF6, WORLD4, WORLD6, furnish, put_inbound,
+    KEYLESS,
+    OVER4,
+    OVER6,
+    POD4,
+    POD6,
+    SELF4,
+    SELF6,
+    WORLD4,
+    WORLD6,
+    furnish,
+    put_inbound,
 )  # fmt: skip
 from tests.bpf.node import OK, SHOT, Node, addr, loaded_node
 from tests.bpf.packets import ESP, ICMP, ICMPV6, UDP, frame, ip
@@ -53,7 +63,7 @@ LEAVING = {
     "the node's own for a pod elsewhere": (frame(ip(SELF4, OVER4.pod4)), LEAK),
     "for a pod of a node without keys": (frame(ip(SELF4, KEYLESS.pod4)), LEAK),
     "for a cluster address nobody has": (frame(ip(SELF4, "10.244.77.7")), LEAK),
-    "the same, IPv6": (frame(ip(SELF6, "fd00:244:77::7")), LEAK),
+    "for an IPv6 one": (frame(ip(SELF6, "fd00:244:77::7")), LEAK),
     "for a pod here": (frame(ip(WORLD4, POD4)), LEAK),
     "for the first and last of a CIDR": (frame(ip(WORLD4, "10.244.255.255")), LEAK),
     "just outside of it": (frame(ip(WORLD4, "10.245.0.0")), PASSES),
@@ -158,9 +168,7 @@ OURS = {
 
 @pytest.mark.parametrize("version", [4, 6])
 @pytest.mark.parametrize("mtu", [0, 68, 576, 1280, 1400, 65535])
-def test_a_router_that_cannot_carry_our_esp_is_reported(
-    node: Node, version: int, mtu: int
-) -> None:
+def test_a_router_that_cannot_carry_our_esp_is_reported(node: Node, version: int, mtu: int) -> None:
     node.forget()
     seen = node.run("from_net", too_big(version, mtu, OURS[version]))
     assert (seen.action, seen.reasons) == (OK, ())

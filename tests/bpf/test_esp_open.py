@@ -11,23 +11,40 @@ import struct
 from collections.abc import Iterator
 
 import pytest
+from scapy.layers import ipsec
 from scapy.layers.inet import IP
 from scapy.layers.inet6 import IPv6
-from scapy.layers.ipsec import ESP as ScapyESP
-from scapy.layers.ipsec import SecurityAssociation
 
 from tests.bpf import esp, packets
 from tests.bpf.cluster import (
-    HOST_MAC, KEYLESS, OVER4, OVER6, PEERS, POD4, POD_MAC, SELF4, SELF6, WORLD4, WORLD6, Peer,
-    furnish, pod, put_inbound, put_outbound, sa_in,
+    KEYLESS,
+    OVER4,
+    OVER6,
+    PEERS,
+    POD4,
+    SELF4,
+    SELF6,
+    WORLD4,
+    WORLD6,
+    Peer,
+    furnish,
+    pod,
+    put_inbound,
+    put_outbound,
+    sa_in,
 )  # fmt: skip
-from tests.bpf.node import OK, REDIRECT, SHOT, Node, Seen, loaded_node
-
-FAMILIES = [(inner, outer) for inner in (4, 6) for outer in (4, 6)]
-families = pytest.mark.parametrize(("inner", "outer"), FAMILIES, ids=lambda v: f"IPv{v}")
-outers = pytest.mark.parametrize("outer", [4, 6], ids=lambda v: f"IPv{v}")
-NEXT = {4: esp.IPV4, 6: esp.IPV6}
-HEAD = {4: 20, 6: 40}
+from tests.bpf.node import OK, SHOT, Node, loaded_node
+from tests.bpf.tunnel import (
+    HEAD,
+    NEXT,
+    assert_delivered,
+    datagram,
+    families,
+    outers,
+    outside,
+    sealed,
+    state,
+)
 
 
 @pytest.fixture(scope="module")
@@ -45,53 +62,6 @@ def node(loaded: Node) -> Node:
         put_inbound(loaded, peer)
     loaded.forget()
     return loaded
-
-
-def outside(peer: Peer, body: bytes, **fields: int) -> bytes:
-    """A frame from the wire around ESP from a peer."""
-    return packets.frame(
-        packets.ip(peer.address, peer.own, body, **{"protocol": packets.ESP, **fields})
-    )
-
-
-def sealed(peer: Peer, sequence: int, inner: bytes, *, tos: int = 0, **odd: bytes | int) -> bytes:
-    """A frame that the peer sealed on its SA 0."""
-    next_header = esp.IPV6 if inner[:1] and inner[0] >> 4 == 6 else esp.IPV4
-    words = {"next_header": next_header, **odd}
-    return outside(peer, esp.seal(peer.keys_in(0), sequence, inner, **words), tos=tos)  # type: ignore[arg-type]
-
-
-def datagram(version: int, peer: Peer, size: int, **fields: int) -> bytes:
-    """An inner packet of exactly `size` bytes from a pod there to the pod here."""
-    payload = random.Random(size).randbytes(size - HEAD[version])
-    return packets.ip(peer.pod(version), pod(version), payload, **fields)
-
-
-def delivered(inner: bytes, *, tos: int | None = None, ttl: int = 63) -> bytes:
-    """The frame in which the pod gets it: one hop older, its header's sum right."""
-    packet = bytearray(inner)
-    if inner[0] >> 4 == 6:
-        packet[7] = ttl
-        if tos is not None:
-            packet[:2] = (0x6000 | tos << 4 | packet[1] & 0xF).to_bytes(2, "big")
-    else:
-        packet[8] = ttl
-        packet[1] = packet[1] if tos is None else tos
-        head = (packet[0] & 0xF) * 4
-        packet[10:12] = bytes(2)
-        packet[10:12] = packets.checksum(bytes(packet[:head])).to_bytes(2, "big")
-    return packets.frame(bytes(packet), source=HOST_MAC, destination=POD_MAC)
-
-
-def assert_delivered(seen: Seen, inner: bytes, **changed: int) -> None:
-    assert (seen.action, seen.reason, seen.size) == (REDIRECT, "OPENED", len(inner))
-    assert seen.frame == delivered(inner, **changed)
-
-
-def state(node: Node, peer: Peer) -> dict[str, object]:
-    """All of the SA that only an authentic packet may change."""
-    row: dict[str, object] = dict(sa_in(node, peer))
-    return {name: value for name, value in row.items() if name not in ("auth_failed", "replayed")}
 
 
 # --- opened --------------------------------------------------------------------------------------
@@ -112,8 +82,8 @@ def test_every_size_is_opened(node: Node, inner: int, outer: int) -> None:
 def test_what_scapy_sealed_is_opened(node: Node, inner: int, outer: int) -> None:
     peer, keys = PEERS[outer], PEERS[outer].keys_in(0)
     header = {"src": peer.address, "dst": peer.own}
-    judge = SecurityAssociation(
-        ScapyESP, keys.spi, crypt_algo="CHACHA20-POLY1305", crypt_key=keys.key + keys.salt,
+    judge = ipsec.SecurityAssociation(
+        ipsec.ESP, keys.spi, crypt_algo="CHACHA20-POLY1305", crypt_key=keys.key + keys.salt,
         esn_en=True, tunnel_header=(IPv6 if outer == 6 else IP)(**header),
     )  # fmt: skip
     for sequence, size in enumerate(range(HEAD[inner], 1427, 53), 1):
@@ -253,9 +223,7 @@ def test_a_header_checksum_stays_right_whatever_it_was(node: Node) -> None:
 
 
 @families
-def test_a_packet_for_the_node_itself_goes_to_its_stack(
-    node: Node, inner: int, outer: int
-) -> None:
+def test_a_packet_for_the_node_itself_goes_to_its_stack(node: Node, inner: int, outer: int) -> None:
     peer, wire = PEERS[outer], bytes.fromhex("02aabbccddee")
     own = SELF6 if inner == 6 else SELF4
     packet = packets.ip(peer.pod(inner), own, bytes(30), ttl=1, tos=ECT0)
@@ -342,9 +310,7 @@ def test_the_first_authentic_packet_confirms_an_sa_once(node: Node, outer: int) 
     [(b"\0\0\0\1", 1), (b"\0\0\0\2" + bytes(90), 2), (b"", 0), (b"\0\0\1", 0)],
     ids=["ask", "answer, longer", "nothing", "too short to say"],
 )
-def test_a_dummy_is_told_and_ends_here(
-    node: Node, outer: int, payload: bytes, kind: int
-) -> None:
+def test_a_dummy_is_told_and_ends_here(node: Node, outer: int, payload: bytes, kind: int) -> None:
     peer = PEERS[outer]
     body = esp.seal(peer.keys_in(3), 9, payload, esp.DUMMY)
     seen = node.run("from_net", outside(peer, body))

@@ -16,15 +16,29 @@ from hypothesis import strategies as st
 
 from tests.bpf import esp, packets
 from tests.bpf.cluster import (
-    OVER4, OVER6, PEERS, POD4, SELF4, SELF6, furnish, put_inbound, put_outbound, sa_in,
+    OVER4,
+    OVER6,
+    PEERS,
+    POD4,
+    SELF4,
+    SELF6,
+    furnish,
+    put_inbound,
+    put_outbound,
+    sa_in,
 )  # fmt: skip
 from tests.bpf.node import SHOT, Node, can_run, loaded_node
-from tests.bpf.test_esp_open import (
-    FAMILIES, HEAD, NEXT, assert_delivered, datagram, outside, sealed, state,
-)  # fmt: skip
-
-families = pytest.mark.parametrize(("inner", "outer"), FAMILIES, ids=lambda v: f"IPv{v}")
-outers = pytest.mark.parametrize("outer", [4, 6], ids=lambda v: f"IPv{v}")
+from tests.bpf.tunnel import (
+    HEAD,
+    NEXT,
+    assert_delivered,
+    datagram,
+    families,
+    outers,
+    outside,
+    sealed,
+    state,
+)
 
 
 @pytest.fixture(scope="module")

@@ -11,25 +11,33 @@ import random
 import struct
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 import pytest
+from scapy.layers import ipsec
 from scapy.layers.inet import IP
 from scapy.layers.inet6 import IPv6
-from scapy.layers.ipsec import ESP as ScapyESP
-from scapy.layers.ipsec import SecurityAssociation
 
 from tests.bpf import esp, packets
 from tests.bpf.cluster import (
-    KEYLESS, OVER4, OVER6, PEERS, POD4, POD6, SAS, SELF4, WORLD4, Peer, furnish, pod, put_outbound,
+    KEYLESS,
+    OVER4,
+    PEERS,
+    POD4,
+    POD6,
+    SAS,
+    SELF4,
+    WORLD4,
+    Peer,
+    furnish,
+    pod,
+    put_outbound,
     sa_out,
 )  # fmt: skip
-from tests.bpf.node import REDIRECT, SHOT, Node, Seen, loaded_node
+from tests.bpf.node import REDIRECT, SHOT, Node, loaded_node
+from tests.bpf.tunnel import assert_sealed, families, take_apart
 
 LONGEST = 2046
 """What the engine can carry: 2048 with the two bytes of the trailer."""
-FAMILIES = [(inner, outer) for inner in (4, 6) for outer in (4, 6)]
-families = pytest.mark.parametrize(("inner", "outer"), FAMILIES, ids=lambda v: f"IPv{v}")
 
 
 @pytest.fixture(scope="module")
@@ -47,45 +55,6 @@ def node(loaded: Node) -> Node:
         put_outbound(loaded, peer)
     loaded.forget()
     return loaded
-
-
-@dataclass(frozen=True)
-class Sealed:
-    """A frame that the door made, taken apart."""
-
-    peer: Peer
-    number: int
-    """The SA's."""
-    tos: int
-    label: int
-    opened: esp.Opened
-
-
-def take_apart(frame: bytes, peer: Peer, high: int = 0) -> Sealed:
-    """Opens a frame, whose headers must be exactly what they should be."""
-    version = 6 if peer is OVER6 else 4
-    start = 14 + (40 if version == 6 else 20)
-    word = struct.unpack_from(">I", frame, 14)[0]
-    tos, label = (word >> 20 & 0xFF, word & 0xFFFFF) if version == 6 else (word >> 16 & 0xFF, 0)
-    body = frame[start:]
-    more = {"label": label} if version == 6 else {"identifier": 0}
-    outer = packets.ip(peer.own, peer.address, body, protocol=packets.ESP, tos=tos, **more)
-    assert frame == packets.frame(outer)
-    spi = struct.unpack_from(">I", body)[0]
-    number = [peer.keys_out(each).spi for each in range(SAS)].index(spi)
-    return Sealed(peer, number, tos, label, esp.unseal(peer.keys_out(number), body, high))
-
-
-def assert_sealed(seen: Seen, inner: bytes, peer: Peer, high: int = 0) -> Sealed:
-    """The packet left for this peer with this inside, padded as it must be."""
-    assert (seen.action, seen.reason, seen.size) == (REDIRECT, "SEALED", len(inner))
-    assert seen.mark == 0
-    sealed = take_apart(seen.frame, peer, high)
-    assert sealed.opened.payload == inner
-    assert sealed.opened.padding == esp.padding(len(inner))
-    assert sealed.opened.next_header == (esp.IPV6 if inner[0] >> 4 == 6 else esp.IPV4)
-    assert sealed.opened.iv == struct.pack(">Q", sealed.opened.sequence)
-    return sealed
 
 
 def datagram(version: int, peer: Peer, size: int, *, seed: int = 0, **fields: int) -> bytes:
@@ -115,8 +84,8 @@ def test_scapy_opens_what_the_door_sealed(node: Node, inner: int, outer: int) ->
         packet = datagram(inner, peer, size, protocol=packets.TEST)
         seen = node.run("door", packets.frame(packet))
         keys = peer.keys_out(take_apart(seen.frame, peer).number)
-        judge = SecurityAssociation(
-            ScapyESP, keys.spi, crypt_algo="CHACHA20-POLY1305", crypt_key=keys.key + keys.salt,
+        judge = ipsec.SecurityAssociation(
+            ipsec.ESP, keys.spi, crypt_algo="CHACHA20-POLY1305", crypt_key=keys.key + keys.salt,
             esn_en=True, tunnel_header=(IPv6 if outer == 6 else IP)(),
         )  # fmt: skip
         sent = (IPv6 if outer == 6 else IP)(seen.frame[14:])
@@ -147,9 +116,7 @@ def test_dscp_and_ecn_are_copied(node: Node, inner: int, outer: int) -> None:
 
 
 @families
-def test_a_flow_keeps_its_sa_and_flows_use_all_of_them(
-    node: Node, inner: int, outer: int
-) -> None:
+def test_a_flow_keeps_its_sa_and_flows_use_all_of_them(node: Node, inner: int, outer: int) -> None:
     numbers, labels = [], set()
     for port in range(400):
         packet = packets.ip(

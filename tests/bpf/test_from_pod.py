@@ -11,7 +11,18 @@ import pytest
 
 from tests.bpf import packets
 from tests.bpf.cluster import (
-    KEYLESS, OVER4, OVER6, PEERS, POD4, POD6, SELF4, SELF6, WORLD4, WORLD6, furnish, put_outbound,
+    KEYLESS,
+    OVER4,
+    OVER6,
+    PEERS,
+    POD4,
+    POD6,
+    SELF4,
+    SELF6,
+    WORLD4,
+    WORLD6,
+    furnish,
+    put_outbound,
 )  # fmt: skip
 from tests.bpf.node import OK, SHOT, Node, loaded_node
 from tests.bpf.packets import ESP, ICMPV6, TCP, UDP, ip

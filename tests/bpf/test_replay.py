@@ -16,7 +16,7 @@ import pytest
 from tests.bpf import packets
 from tests.bpf.cluster import OVER4, PEERS, POD4, Peer, furnish, put_inbound, sa_in
 from tests.bpf.node import REDIRECT, Node, loaded_node
-from tests.bpf.test_esp_open import sealed, state
+from tests.bpf.tunnel import sealed, state
 
 WINDOW = 1024
 T = WINDOW

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import struct
 import time
 from collections.abc import Iterator
@@ -14,13 +15,22 @@ import pytest
 
 from tests.bpf import packets
 from tests.bpf.cluster import (
-    OVER4, OVER6, PEERS, POD4, POD6, POD_IDENTITY, SELF4, WORLD4, WORLD6, furnish, put_inbound,
+    OVER4,
+    OVER6,
+    PEERS,
+    POD4,
+    POD6,
+    POD_IDENTITY,
+    SELF4,
+    WORLD4,
+    WORLD6,
+    furnish,
+    put_inbound,
     put_outbound,
 )  # fmt: skip
 from tests.bpf.node import Node, addr, loaded_node, text_of
 from tests.bpf.packets import ICMP, ICMPV6, TCP, UDP, frame, ip
-from tests.bpf.test_esp_open import sealed
-from tests.bpf.test_esp_seal import take_apart
+from tests.bpf.tunnel import sealed, take_apart
 
 HOOKS = {"from_pod": 1, "door": 2, "to_net": 3, "from_net": 4}
 
@@ -76,7 +86,11 @@ def test_sealed_and_opened_flows_tell_their_keys(node: Node, peer: Any) -> None:
     out, back = flows(node)
     assert (out["reason"], out["hook"], out["source"]) == ("SEALED", HOOKS["door"], POD4)
     assert (out["pair"], out["spi"], out["epoch"]) == (peer.pair, spi, 5), "our own epoch"
-    assert (back["reason"], back["hook"], back["source"]) == ("OPENED", HOOKS["from_net"], peer.pod6)
+    assert (back["reason"], back["hook"], back["source"]) == (
+        "OPENED",
+        HOOKS["from_net"],
+        peer.pod6,
+    )
     assert (back["pair"], back["spi"]) == (peer.pair, peer.keys_in(0).spi)
     assert back["epoch"] == 6, "the peer's epoch"
     assert (back["source_identity"], back["destination_identity"]) == (peer.identity, POD_IDENTITY)
@@ -137,7 +151,7 @@ def test_a_flow_is_told_at_once_and_then_in_intervals(tmp_path: Path) -> None:
             told += flows(node)
         assert told[0]["packets"] == 1
         assert told[-1]["packets"] == sent, "counted from the first on"
-        for earlier, later in zip(told, told[1:], strict=False):
+        for earlier, later in itertools.pairwise(told):
             assert later["reported"] - earlier["reported"] >= interval_ms * 1_000_000
             assert later["packets"] > earlier["packets"]
             assert later["first"] == told[0]["first"]
