@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -197,8 +198,11 @@ def sniff(*, write: Path | None, filter_: str, seconds: float | None) -> None:
         with as_meant():
             parse_filter(filter_)
         heard = listen(write, filter_, seconds)
-    total = sum(count.packets for count in heard.counts.values())
-    click.echo(f"{total} packets heard", err=True)
+    sums: Counter[str] = Counter()
+    for flow, count in heard.counts.items():
+        sums[flow.kind.value] += count.packets
+    parts = [f"{packets} {kind}" for kind, packets in sorted(sums.items())]
+    click.echo(f"heard: {', '.join(parts) or 'nothing'}", err=True)
     if heard.lost:
         click.echo(f"{heard.lost} more came too fast for this machine", err=True)
 

@@ -123,9 +123,8 @@ WORDS: Final[Mapping[str, Words]] = MappingProxyType(
         ),
         "DROP_UNKNOWN_SPI": Words(
             "ESP of an unknown key",
-            "The sender uses a key that this node no longer has, or never had. It heals once the "
-            "sender sees this node's current offer; if it goes on, compare the epochs on both "
-            "nodes.",
+            "A few come with each change of keys: probes that were early. If it goes on, the "
+            "sender does not see this node's current offer: compare the epochs on both nodes.",
         ),
         "DROP_ESP_FRAGMENT": Words(
             "fragmented ESP",

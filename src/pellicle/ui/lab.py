@@ -65,12 +65,13 @@ def _head(state: LabState) -> RenderableType:
     if state.shape is None:
         return head
     shape = state.shape
+    pods = "1 pod" if shape.pods == 1 else f"{shape.pods} pods"
     encryption = Text("on", "good") if shape.encrypt else Text("off", "bad")
     return Group(
         Text.assemble(head, "  encryption ", encryption),
         indented(
             Text(
-                f"{len(state.nodes)} of {shape.nodes} nodes, {shape.pods} pods each, "
+                f"{len(state.nodes)} of {shape.nodes} nodes, {pods} each, "
                 f"engine {shape.engine}, MTU {shape.mtu}",
                 "quiet",
             )

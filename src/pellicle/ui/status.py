@@ -33,7 +33,7 @@ def status(answer: Status, width: int, *, is_verbose: bool) -> RenderableType:
         title(answer),
         indented(_facts(answer)),
         *section("Problems", _problems(answer)),
-        *section("Peers", _peers(answer.peers, inner)),
+        *section("Peers", _peers(answer, inner)),
         *section("Tables", _tables(answer.tables, inner, is_verbose=is_verbose)),
         *section("In the clear", _reasons(clear, "wary", advised[0])),
         *section("Dropped", _reasons(drops, "bad", advised[1])),
@@ -107,9 +107,11 @@ def _problems(answer: Status) -> list[RenderableType]:
     return [bullet(line, "bad") for line in lines]
 
 
-def _peers(peers: Sequence[Peer], width: int) -> list[RenderableType]:
-    if not peers:
-        return [Text("none yet: no other node is in the directory", "quiet")]
+def _peers(answer: Status, width: int) -> list[RenderableType]:
+    if not answer.peers:
+        is_off = answer.encryption == "off"
+        why = "none while encryption is off" if is_off else "no other node is in the directory"
+        return [Text(why, "quiet")]
     columns = [
         Column("node", shrinks=True),
         Column("state"),
@@ -131,7 +133,7 @@ def _peers(peers: Sequence[Peer], width: int) -> list[RenderableType]:
             octets(peer.bytes_in),
             count(peer.packets_in),
         )
-        for peer in peers
+        for peer in answer.peers
     ]
     return [grid(columns, rows, width)]
 

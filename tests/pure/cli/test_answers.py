@@ -73,7 +73,7 @@ CASES = [
         ("status",),
         status("off"),
         3,
-        ("✗ n1  encryption off", "! encryption is OFF", "no other node is in the directory"),
+        ("✗ n1  encryption off", "! encryption is OFF", "none while encryption is off"),
     ),
     Case(
         "keys of a healthy node",
