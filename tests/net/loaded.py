@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Load between pods of a lab, and a sniffer whose word counts.
+
+with load("n1/p1", "n2/p1", family=4, seconds=10) as run: …disturb…
+run.outcome.missing == 0
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from pellicle import lab
+from pellicle.kernel import netns
+from pellicle.lab.frames import Kind
+from pellicle.lab.sniffer import Sniffer
+
+PROGRAM = Path(__file__).with_name("load.py")
+MARKER = bytes(range(64, 128))
+"""Part of what the TCP load carries."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What the server of a load says."""
+
+    stream_bytes: int
+    stream_sent: int
+    is_intact: bool
+    udp_sent: int
+    udp_received: int
+    missing: int
+    first_missing: list[int]
+    duplicates: int
+    longest_gap: float
+
+
+class Load:
+    """A load that runs until it ends by itself."""
+
+    def __init__(self, sender: subprocess.Popen[str], server: subprocess.Popen[str]) -> None:
+        self._sender, self._server = sender, server
+        self._outcome: Outcome | None = None
+
+    @property
+    def is_running(self) -> bool:
+        return self._sender.poll() is None
+
+    @property
+    def outcome(self) -> Outcome:
+        """Waits for the end."""
+        if self._outcome is None:
+            said, _ = self._sender.communicate(timeout=180)
+            assert self._sender.returncode == 0, "the connection broke: see above"
+            self._outcome = Outcome(**json.loads(said))
+        return self._outcome
+
+    def end(self) -> None:
+        for process in (self._sender, self._server):
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+            if process.stdout:
+                process.stdout.close()
+
+
+@contextmanager
+def load(
+    source: str, destination: str, family: int, seconds: float, pps: int = 2000
+) -> Iterator[Load]:
+    """TCP and numbered UDP from pod to pod; see load.py."""
+    address = address_of(destination, family)
+    with ExitStack() as ends:
+        server = _start(destination, "serve")
+        ends.callback(server.wait)
+        ends.callback(server.kill)
+        assert server.stdout is not None
+        assert server.stdout.readline() == "ready\n"
+        run = Load(_start(source, "send", address, str(seconds), str(pps)), server)
+        ends.callback(run.end)
+        yield run
+
+
+def address_of(pod: str, family: int) -> str:
+    """Of a pod of the standing lab, for example of "n1/p1"."""
+    node, name = pod.split("/")
+    for each in lab.status().nodes:
+        for plugged in each.pods:
+            if (each.name, plugged.name) == (node, f"{node}/{name}"):
+                return next(str(a) for a in plugged.addresses if (":" in str(a)) == (family == 6))
+    raise AssertionError(f"no pod {pod} in the lab")
+
+
+def assert_private(wire: Sniffer) -> None:
+    """Nothing of the cluster was readable, and the sniffer heard everything."""
+    wire.settle()
+    assert wire.lost() == 0, "a deaf sniffer proves nothing"
+    assert wire.leaks() == ()
+    assert wire.marks() == {}
+    sealed = [flow for flow in wire.counts() if flow.kind is Kind.ESP]
+    assert sealed, "no ESP either: the load did not reach the wire"
+
+
+def _start(pod: str, *arguments: str) -> subprocess.Popen[str]:
+    namespace = f"pellicle-{pod.replace('/', '-')}"
+    argv = [sys.executable, "-I", str(PROGRAM), *arguments]
+    return netns.start_in(namespace, argv, stdout=subprocess.PIPE, text=True)

@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Agents die and come back while pods talk; nobody notices, and nobody can listen.
+
+n1/p1 ──TCP, numbered UDP──▶ n2/p1      agents: SIGKILL, restart, SIGTERM, restart, both at once
+             ▲
+    the sniffer on the wire, trusted after it has seen the same load in the clear
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Callable
+
+import pytest
+
+from pellicle import lab
+from pellicle.lab import agents
+from pellicle.lab.frames import Kind
+from pellicle.lab.sniffer import Sniffer
+from pellicle.lab.topology import LabNode
+from tests.net.loaded import MARKER, Outcome, assert_private, load
+
+MakeLab = Callable[..., lab.LabState]
+NODES = ("n1", "n2")
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_killed_agents_cost_nothing(make_lab: MakeLab, family: int) -> None:
+    make_lab(2, 1, encrypt=False)
+    with Sniffer(markers=[MARKER]) as wire, load("n1/p1", "n2/p1", family, 3) as run:
+        baseline = run.outcome
+        wire.settle()
+        assert any(flow.kind is Kind.CLEAR and count.packets > 1000
+                   for flow, count in wire.counts().items())  # fmt: skip
+        assert sum(wire.marks().values()) > 100, "it sees plaintext when there is some"
+
+    make_lab(2, 1, encrypt=True)
+    with (
+        Sniffer(markers=[MARKER], nonces=True) as wire,
+        load("n1/p1", "n2/p1", family, 20) as run,
+    ):
+        for node in (*NODES, *NODES):
+            lab.kill_agent(node)
+            lab.start_agent(node)
+        for node in NODES:
+            lab.kill_agent(node)
+        time.sleep(1)  # nobody is at home: the datapath goes on
+        for node in NODES:
+            lab.start_agent(node, wait=False)
+        _until(lambda: all(_is_ready(LabNode(number)) for number in (1, 2)), "both are ready")
+        lab.restart_agent("n1", signal.SIGTERM)
+        assert run.is_running, "the disturbance outlasted the load: nothing was shown"
+        outcome = run.outcome
+        assert_private(wire)
+        assert wire.reuses() == ()
+    _assert_unharmed(outcome, baseline)
+    for node in NODES:
+        _assert_only_probes_were_dropped(node)
+
+
+def test_no_nonce_is_used_twice_on_the_wire_when_maps_are_lost(make_lab: MakeLab) -> None:
+    """Rows and whole maps vanish, agents die meanwhile: new keys, never an old number again."""
+    make_lab(2, 1, encrypt=True)
+    n1 = LabNode(1)
+    with Sniffer(nonces=True, markers=[MARKER]) as wire, load("n1/p1", "n2/p1", 4, 20) as run:
+        for loss in (_delete_sas, _kill_and_delete_sas, _kill_and_unpin, _delete_sas):
+            before = _newest_epoch(n1)
+            loss(n1)
+            _until(lambda before=before: _newest_epoch(n1) > before, "a new offer is made")
+            _until(lambda: _is_ready(n1), "the peer is ready again")
+        assert run.is_running, "the disturbance outlasted the load: nothing was shown"
+        assert run.outcome.is_intact
+        wire.settle()
+        assert wire.lost() == 0
+        assert wire.reuses() == ()
+        assert wire.leaks() == ()
+        spis = {spi for source, _, spi in wire.ivs() if source == "192.168.1.2"}
+        assert len(spis) >= 3, "the losses made new SAs"
+
+
+def _delete_sas(node: LabNode) -> None:
+    """Someone clears the outbound SAs under a living agent."""
+    from pellicle.kernel.bpf import Map
+
+    with Map.open_pinned(node.bpffs / "maps" / "sa_out") as found:
+        found.delete_batch([key for key, _ in found.items()])
+
+
+def _kill_and_delete_sas(node: LabNode) -> None:
+    lab.kill_agent(node.name)
+    _delete_sas(node)
+    lab.start_agent(node.name, wait=False)
+
+
+def _kill_and_unpin(node: LabNode) -> None:
+    lab.kill_agent(node.name)
+    for name in ("sa_out", "sa_in"):
+        (node.bpffs / "maps" / name).unlink()
+    lab.start_agent(node.name, wait=False)
+
+
+def _assert_unharmed(outcome: Outcome, baseline: Outcome) -> None:
+    assert outcome.is_intact
+    assert outcome.stream_bytes == outcome.stream_sent
+    assert outcome.duplicates == 0
+    allowed = baseline.missing / baseline.udp_sent * outcome.udp_sent
+    assert outcome.missing <= allowed, outcome
+
+
+def _assert_only_probes_were_dropped(node: str) -> None:
+    """Probes on keys that the other side does not have yet are lost; nothing else is."""
+    drops = agents.status(LabNode(int(node[1:])))["drops"]
+    assert {row["reason"] for row in drops} <= {"DROP_UNKNOWN_SPI"}, json.dumps(drops, indent=1)
+    for row in drops:
+        assert row["bytes"] == 60 * row["packets"], "no probe is that long"
+
+
+def _newest_epoch(node: LabNode) -> int:
+    rows = agents.ask(node, "encrypt")[0]["offers"]
+    return max((int(row["epoch"]) for row in rows), default=0)
+
+
+def _is_ready(node: LabNode) -> bool:
+    return all(peer["state"] == "ready" for peer in agents.status(node)["peers"])
+
+
+def _until(condition: Callable[[], bool], what: str, seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            if condition():
+                return
+        except (OSError, lab.LabError):
+            pass  # the agent is on its way up
+        assert time.monotonic() < end, f"not within {seconds:g} s: {what}"
+        time.sleep(0.1)
