@@ -8,6 +8,8 @@ address. `not` turns the next word around: `n1 not link`.
 
 from __future__ import annotations
 
+import _thread
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -128,5 +130,11 @@ def _node(word: str) -> Test:
 
 
 def _print(text: str) -> None:
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
+    """From the sniffer's thread; a reader that has gone (`| head`) ends the listening."""
+    try:
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        with Path(os.devnull).open("wb") as nothing:
+            os.dup2(nothing.fileno(), sys.stdout.fileno())
+        _thread.interrupt_main()
