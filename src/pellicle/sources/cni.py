@@ -14,7 +14,15 @@ Calls for one container follow each other; all others run side by side.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterable, Mapping
+from collections.abc import (
+    Awaitable,
+    Callable,
+    Collection,
+    Coroutine,
+    Hashable,
+    Iterable,
+    Mapping,
+)
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -119,20 +127,18 @@ class Cni:
         """
         devices = {name for name in links if veth.is_host_device(name)}
         own = [endpoint for endpoint in endpoints if endpoint.node == self._node]
-        standing = {}
-        for endpoint in own:
-            plug = cni_spec.plug_of(endpoint)
-            if plug is None or plug.host_device in devices:
-                standing[endpoint.name] = endpoint
-            else:
-                await _blocking(self._records.remove, endpoint)
-                log.info("pod is gone", pod=str(endpoint.name), device=plug.host_device)
-        self._pools = Pools(self._cidrs, (a for each in standing.values() for a in each.addresses))
-        plugs = ((cni_spec.plug_of(endpoint), endpoint) for endpoint in standing.values())
+        gone = [each for each in own if _has_lost_device(each, devices)]
+        removed = {each.name for each in gone if await self._is_removed(each)}
+        kept = [each for each in own if each.name not in removed]
+        self._pools = Pools(self._cidrs, (address for each in kept for address in each.addresses))
+        plugs = ((cni_spec.plug_of(endpoint), endpoint) for endpoint in kept)
         self._endpoints = {plug: endpoint for plug, endpoint in plugs if plug is not None}
         for device in devices - {plug.host_device for plug in self._endpoints}:
-            log.info("device of no pod removed", device=device)
-            await self._cut(device)
+            log.info("device of no pod", device=device)
+            try:
+                await self._cut(device)
+            except OSError as error:
+                log.warning("device cannot be removed", device=device, why=str(error))
         self._is_adopted = True
 
     async def add(self, request: Request, netns_fd: int | None) -> dict[str, Any]:
@@ -147,7 +153,7 @@ class Cni:
         canonical(name.namespace, labels)
         async with self._lock(name):
             await self._supersede(name, request.plug)
-            async with self._lock(request.plug):
+            async with self._lock(request.plug.host_device):
                 try:
                     return await self._connect(request, name, labels, netns_fd)
                 except BaseException:
@@ -160,7 +166,7 @@ class Cni:
 
     async def check(self, request: Request, netns_fd: int | None) -> None:
         """Compares what was promised with what stands; `CniError` names every difference."""
-        async with self._lock(request.plug):
+        async with self._lock(request.plug.host_device):
             endpoint = self._endpoints.get(request.plug)
             if endpoint is None:
                 why = f"container {request.container_id} has no {request.ifname} of Pellicle's"
@@ -190,7 +196,7 @@ class Cni:
         failures = []
         for act in (
             *(partial(self._disconnect, plug) for plug in gone if not self._is_busy(plug)),
-            *(partial(self._cut, device) for device in mine - known),
+            *(partial(self._cut_unclaimed, device) for device in mine - known),
         ):
             log.info("garbage collected", what=str(act.args[0]))
             try:
@@ -290,7 +296,7 @@ class Cni:
             await self._disconnect(other)
 
     async def _disconnect(self, plug: Plug) -> None:
-        async with self._lock(plug):
+        async with self._lock(plug.host_device):
             await _finished(self._undo(plug))
 
     async def _undo(self, plug: Plug) -> None:
@@ -302,6 +308,16 @@ class Cni:
             del self._endpoints[plug]
             self._pools.give_back(endpoint.addresses)
 
+    async def _is_removed(self, endpoint: Endpoint) -> bool:
+        """Removes the resource of a pod that is gone; if that fails, a DEL or GC has to."""
+        log.info("pod is gone", pod=str(endpoint.name))
+        try:
+            await _blocking(self._records.remove, endpoint)
+        except OSError as error:
+            log.warning("resource cannot be removed", pod=str(endpoint.name), why=str(error))
+            return False
+        return True
+
     async def _undo_failed(self, plug: Plug) -> None:
         try:
             await _finished(self._undo(plug))
@@ -312,6 +328,11 @@ class Cni:
         """The device first: while it stands, so does the program that watches it."""
         await _blocking(veth.remove, host_device)
         self._datapath.detach(host_device)
+
+    async def _cut_unclaimed(self, host_device: str) -> None:
+        async with self._lock(host_device):
+            if all(plug.host_device != host_device for plug in self._endpoints):
+                await self._cut(host_device)
 
     def _veth(self, request: Request, endpoint: Endpoint) -> Veth:
         mtu = self._datapath.mtu()
@@ -325,14 +346,14 @@ class Cni:
         return Veth(request.plug, network, str(endpoint.name), hops, mtu.device)
 
     def _lock(self, what: Hashable) -> asyncio.Lock:
-        """Never two of plugs at once, and a pod's before a plug's: so no circle can form."""
+        """Never two of devices at once, and a pod's before a device's: no circle can form."""
         lock = self._locks.get(what)
         if lock is None:
             lock = self._locks[what] = asyncio.Lock()
         return lock
 
     def _is_busy(self, plug: Plug) -> bool:
-        lock = self._locks.get(plug)
+        lock = self._locks.get(plug.host_device)
         return lock is not None and lock.locked()
 
 
@@ -351,6 +372,10 @@ async def _finished(work: Coroutine[Any, Any, T]) -> T:
         if not task.cancelled() and (error := task.exception()):
             log.warning("failed while the call was cancelled", why=str(error))
         raise
+
+
+def _has_lost_device(endpoint: Endpoint, devices: Collection[str]) -> bool:
+    return endpoint.attachment is not None and endpoint.attachment.host_device not in devices
 
 
 def _is_of(network: str, link: LinkInfo) -> bool:

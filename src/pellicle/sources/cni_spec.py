@@ -161,9 +161,11 @@ def _container_name(request: Request) -> str:
 
 def labels(request: Request) -> dict[str, str]:
     """From the network, then what the runtime knows of this container; the last one wins."""
-    found = _label_map(request.config.get("labels", {}), '"labels"', Code.INVALID_CONFIG)
+    found = _label_map(request.config.get("labels"), '"labels"')
     runtime = request.config.get("runtimeConfig") or {}
-    found |= _label_map(runtime.get("labels", {}), '"runtimeConfig.labels"', Code.INVALID_CONFIG)
+    if not isinstance(runtime, dict):
+        raise CniError(Code.INVALID_CONFIG, '"runtimeConfig" is not a map')
+    found |= _label_map(runtime.get("labels"), '"runtimeConfig.labels"')
     for pair in filter(None, request.args.get("labels", "").split(",")):
         key, equals, value = pair.partition("=")
         if not equals:
@@ -219,9 +221,9 @@ def result(request: Request, hops: Sequence[Hop], device_mtu: int) -> dict[str, 
 
 def missing_from(previous: Any, endpoint: Endpoint) -> list[str]:
     """Addresses of the endpoint that the runtime's memory of ADD does not have, in words."""
-    if not isinstance(previous, dict):
+    if not isinstance(previous, dict) or not isinstance(previous.get("ips"), list):
         return []
-    told = {row.get("address") for row in previous.get("ips", []) if isinstance(row, dict)}
+    told = [row.get("address") for row in previous["ips"] if isinstance(row, dict)]
     ours = [f"{address}/{address.max_prefixlen}" for address in endpoint.addresses]
     return [f"prevResult does not have the address {mine}" for mine in ours if mine not in told]
 
@@ -242,11 +244,11 @@ def _refuse_version(request: Request) -> None:
         raise CniError(Code.INCOMPATIBLE_VERSION, why)
 
 
-def _label_map(value: Any, where: str, code: Code) -> dict[str, str]:
+def _label_map(value: Any, where: str) -> dict[str, str]:
     try:
-        return msgspec.convert(value, dict[str, str])
+        return msgspec.convert(value or {}, dict[str, str])
     except msgspec.ValidationError as error:
-        raise CniError(code, f"{where} is not a map of texts: {error}") from error
+        raise CniError(Code.INVALID_CONFIG, f"{where} is not a map of texts: {error}") from error
 
 
 def _local_mac(raw: bytes) -> str:
