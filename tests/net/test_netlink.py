@@ -30,7 +30,7 @@ import pytest
 from pellicle.kernel import netns
 from pellicle.kernel.changes import Change, Changes, Group, Missed
 from pellicle.kernel.netlink import Netlink
-from pellicle.kernel.offloads import Offload, is_on, switch_off
+from pellicle.kernel.offloads import ALL_TRANSMIT, Offload, is_on, switch_off, switch_on
 from pellicle.wire.link import LinkAddress, LinkInfo, VethEnd
 from pellicle.wire.netlink import Route, RouteKind, Rule
 
@@ -258,6 +258,13 @@ def test_offloads_are_switched_off(pair: Pair) -> None:
     switch_off("va", namespace=LEFT)
     assert [each for each in off if is_on("va", each, LEFT)] == []
     assert is_on("vb", Offload.TCP_SEGMENTATION, RIGHT)
+
+
+def test_offloads_are_switched_on_again(pair: Pair) -> None:
+    switch_off("va", namespace=LEFT)
+    switch_on("va", namespace=LEFT)
+    assert [each for each in ALL_TRANSMIT if not is_on("va", each, LEFT)] == []
+    assert not is_on("va", Offload.RECEIVE_MERGING, LEFT)
 
 
 def test_changes_come_as_they_happen(pair: Pair) -> None:

@@ -50,6 +50,17 @@ def switch_off(
             _ethtool(door, device, offload.value[1], 0)
 
 
+def switch_on(
+    device: str,
+    offloads: tuple[Offload, ...] = ALL_TRANSMIT,
+    namespace: Namespace | None = None,
+) -> None:
+    """Switches features on again; OSError EOPNOTSUPP where the device cannot."""
+    with socket_in(namespace, socket.AF_INET, socket.SOCK_DGRAM) as door:
+        for offload in reversed(offloads):
+            _ethtool(door, device, offload.value[1], 1)
+
+
 def is_on(device: str, offload: Offload, namespace: Namespace | None = None) -> bool:
     """Whether a feature is on."""
     with socket_in(namespace, socket.AF_INET, socket.SOCK_DGRAM) as door:
