@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import errno
 import multiprocessing
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
-from itertools import islice
+from itertools import count, islice
+from multiprocessing.queues import SimpleQueue
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import pytest
@@ -109,33 +110,58 @@ def test_a_reader_never_sees_half_a_file(tmp_path: Path) -> None:
     assert files(tmp_path) == {"nodes/n1.yaml"}
 
 
-def _claim_all(directory: Path, order: int) -> list[tuple[int, int]]:
-    """Claim 40 sets of labels, each process in another order; (labels, number) each."""
-    indices = [(index * 7 + order * 11) % 40 for index in range(40)]
-    return [
-        (index, claim_identity(directory, "default", {"app": f"a{index}"}).number)
-        for index in indices
-    ]
+Rivals = tuple[dict[str, str], dict[str, str]]
+PROCESSES = 8
 
 
-def test_eight_processes_agree_on_every_number(tmp_path: Path) -> None:
-    # Their first candidates are taken, so that the race is about the second ones too.
-    for index in range(0, 40, 4):
-        wanted = canonical("default", {"app": f"a{index}"})
-        taken = Identity(next(candidates(wanted)), canonical("other", {"taken": str(index)}))
-        path = tmp_path / place(taken)
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(write(taken))
+def rivals(wanted: int) -> list[Rivals]:
+    """Pairs of labels whose first candidate is the same number."""
+    firsts: dict[int, dict[str, str]] = {}
+    found: list[Rivals] = []
+    for number in count():
+        labels = {"app": f"a{number}"}
+        first = next(candidates(canonical("default", labels)))
+        if first in firsts:
+            found.append((firsts.pop(first), labels))
+            if len(found) == wanted:
+                return found
+        firsts.setdefault(first, labels)
+    raise AssertionError("unreachable")
+
+
+def _claim_each(
+    directory: Path, pairs: list[Rivals], side: int, together: Barrier, answers: SimpleQueue[object]
+) -> None:
+    """Claim one side of every pair, each at the same moment as all the other processes."""
+    numbers = []
+    for pair in pairs:
+        together.wait(60)
+        numbers.append(claim_identity(directory, "default", pair[side]).number)
+    answers.put((side, numbers))
+
+
+def test_processes_that_race_for_a_number_agree_on_who_has_it(tmp_path: Path) -> None:
+    pairs = rivals(60)
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(8, mp_context=context) as pool:
-        claims = [pool.submit(_claim_all, tmp_path, order) for order in range(8)]
-        answers = [dict(claim.result(timeout=120)) for claim in claims]
-    assert all(answer == answers[0] for answer in answers)
-    assert len(set(answers[0].values())) == 40
-    for index, number in answers[0].items():
-        wanted = canonical("default", {"app": f"a{index}"})
-        assert number == list(islice(candidates(wanted), 2))[1 if index % 4 == 0 else 0]
-    assert len(files(tmp_path)) == 50
+    together, answers = context.Barrier(PROCESSES), context.SimpleQueue()
+    processes = [
+        context.Process(target=_claim_each, args=(tmp_path, pairs, i % 2, together, answers))
+        for i in range(PROCESSES)
+    ]
+    for process in processes:
+        process.start()
+    said = [answers.get() for _ in processes]
+    for process in processes:
+        process.join()
+    sides = [{tuple(numbers) for side, numbers in said if side == which} for which in (0, 1)]
+    assert [len(side) for side in sides] == [1, 1], "the same labels have several numbers"
+    for pair, *numbers in zip(pairs, sides[0].pop(), sides[1].pop(), strict=True):
+        assert numbers[0] != numbers[1], "one number for two sets of labels"
+        for labels, number in zip(pair, numbers, strict=True):
+            wanted = Identity(number, canonical("default", labels))
+            assert number in list(islice(candidates(wanted.labels), 2))
+            assert (tmp_path / place(wanted)).read_text() == write(wanted)
+    assert len(files(tmp_path)) == 2 * len(pairs)
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff", b"kind: Identity\n", write(n(1)).encode()])
