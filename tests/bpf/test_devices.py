@@ -15,11 +15,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
+from build_bpf import ROOT, compile_bpf
 from pellicle.kernel import netns
-from pellicle.kernel.bpf import ensure_bpffs
+from pellicle.kernel.bpf import Object, attach_tc, detach_tc, ensure_bpffs
 from tests.bpf import packets
 from tests.bpf.node import Node
 from tests.bpf.wire import MTU, PAIR, PINS, Side, Wire, connect, mac
@@ -181,9 +183,24 @@ def test_a_pod_reaches_the_other_node_itself(wire: Wire, version: int) -> None:
             wait_for("leak caught", lambda: counted(wire.two.node) == {"DROP_CLEAR_TO_CLUSTER": 1})
 
 
+@pytest.fixture
+def vouching_card(wire: Wire, tmp_path: Path) -> Iterator[None]:
+    """Hardware on the way vouches for the sums of what it saw."""
+    path = compile_bpf(ROOT / "tests" / "bpf" / "nic.bpf.c", tmp_path / "nic.bpf.o")
+    pin = PINS / "card"
+    with Object.load(path) as loaded, netns.inside(wire.one.namespace):
+        device = socket.if_nametoindex("pellicle_host")
+        attach_tc(device, loaded.program("vouch"), "egress", pin=pin)
+        try:
+            yield
+        finally:
+            detach_tc(device, "egress", pin=pin)
+
+
 @versions
+@pytest.mark.usefixtures("vouching_card")
 def test_wrong_checksums_inside_are_noticed_by_the_pod(wire: Wire, version: int) -> None:
-    """What the outer packet's checksum state was says nothing about the inner one."""
+    """Whoever vouched for the outer packet's sum said nothing about the inner one's."""
     with wire.two.socket(version, socket.SOCK_DGRAM) as receiver:
         port = receiver.getsockname()[1]
         wrong = struct.pack(">HHHH", 999, port, 8 + 5, 0x1111) + b"wrong"
