@@ -73,9 +73,6 @@ def agent(*, file: Path | None, print_config: bool, as_json: bool, **flags: Any)
     if print_config:
         _print(config, as_json=as_json)
         return
-    from pellicle.cli.log import set_up
-
-    set_up(config.log_level, config.log_format)
     _run(config)
 
 
@@ -109,11 +106,10 @@ def _print(config: Config, *, as_json: bool) -> None:
 def _run(config: Config) -> None:
     import asyncio
 
-    from pellicle.agent import run
-    from pellicle.kernel import Unsupported
+    from pellicle.agent import CannotStart, run
     from pellicle.kernel.bpf import IncompatibleMap
 
     try:
         asyncio.run(run(config))
-    except (Unsupported, IncompatibleMap) as error:
-        raise Trouble(f"{error}.") from error
+    except (CannotStart, IncompatibleMap) as error:
+        raise Trouble(f"the agent cannot start: {error}") from error
