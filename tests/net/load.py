@@ -2,7 +2,8 @@
 """Load between two pods that misses nothing: numbered UDP, and one TCP connection of known bytes.
 
     python load.py serve                     in one pod: count what comes
-    python load.py send ADDRESS SECONDS PPS  in another: a line of JSON with what was lost
+    python load.py send ADDRESS SECONDS PPS  in another: a line of JSON with what was lost;
+                                             ends before its time when its stdin does
 
 UDP datagrams carry a number; the server says which numbers never came. The TCP stream carries a
 pattern that the server checks byte by byte. Everything ends by itself. Standard library only.
@@ -11,6 +12,7 @@ pattern that the server checks byte by byte. Everything ends by itself. Standard
 from __future__ import annotations
 
 import json
+import os
 import socket
 import struct
 import sys
@@ -53,7 +55,9 @@ def send(address: str, seconds: float, pps: int) -> None:
     stream = socket.socket(family, socket.SOCK_STREAM)
     stream.settimeout(60)
     stream.connect((address, TCP_PORT))
-    end = time.monotonic() + seconds
+    end = threading.Event()
+    threading.Timer(seconds, end.set).start()
+    threading.Thread(target=lambda: (sys.stdin.read(), end.set()), daemon=True).start()
     said = {"stream_sent": 0}
     writer = threading.Thread(target=_fill, args=(stream, end, said))
     writer.start()
@@ -65,12 +69,13 @@ def send(address: str, seconds: float, pps: int) -> None:
     stream.shutdown(socket.SHUT_WR)
     answer = json.loads(b"".join(iter(lambda: stream.recv(65536), b"")))
     print(json.dumps({**answer, **said, "udp_sent": number}), flush=True)
+    os._exit(0)  # the timer and the reader of stdin need not end first
 
 
-def _pace(udp: socket.socket, end: float, pps: int) -> int:
+def _pace(udp: socket.socket, end: threading.Event, pps: int) -> int:
     number, started = 0, time.monotonic()
-    while (now := time.monotonic()) < end:
-        due = int((now - started) * pps)
+    while not end.is_set():
+        due = int((time.monotonic() - started) * pps)
         while number < due:
             udp.send(NUMBER.pack(number) + bytes(SIZE))
             number += 1
@@ -78,8 +83,8 @@ def _pace(udp: socket.socket, end: float, pps: int) -> int:
     return number
 
 
-def _fill(stream: socket.socket, end: float, said: dict[str, int]) -> None:
-    while time.monotonic() < end:
+def _fill(stream: socket.socket, end: threading.Event, said: dict[str, int]) -> None:
+    while not end.is_set():
         stream.sendall(PATTERN)
         said["stream_sent"] += len(PATTERN)
         time.sleep(0.002)  # some megabytes a second: a load, not a benchmark

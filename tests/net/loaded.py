@@ -51,11 +51,25 @@ class Load:
     def is_running(self) -> bool:
         return self._sender.poll() is None
 
+    def stop(self) -> Outcome:
+        """End it before its time; fails when it had ended already."""
+        assert self.is_running, "the load was over first: nothing was shown"
+        return self.outcome_after(is_stopped=True)
+
     @property
     def outcome(self) -> Outcome:
-        """Waits for the end."""
+        """Waits for its end."""
+        return self.outcome_after(is_stopped=False)
+
+    def outcome_after(self, *, is_stopped: bool) -> Outcome:
         if self._outcome is None:
-            said, _ = self._sender.communicate(timeout=180)
+            stdin, stdout = self._sender.stdin, self._sender.stdout
+            assert stdin is not None
+            assert stdout is not None
+            if is_stopped:
+                stdin.close()
+            said = stdout.read()
+            self._sender.wait(timeout=60)
             assert self._sender.returncode == 0, "the connection broke: see above"
             self._outcome = Outcome(**json.loads(said))
         return self._outcome
@@ -65,8 +79,9 @@ class Load:
             if process.poll() is None:
                 process.kill()
             process.wait()
-            if process.stdout:
-                process.stdout.close()
+            for end in (process.stdin, process.stdout):
+                if end:
+                    end.close()
 
 
 @contextmanager
@@ -109,4 +124,5 @@ def assert_private(wire: Sniffer) -> None:
 def _start(pod: str, *arguments: str) -> subprocess.Popen[str]:
     namespace = f"pellicle-{pod.replace('/', '-')}"
     argv = [sys.executable, "-I", str(PROGRAM), *arguments]
-    return netns.start_in(namespace, argv, stdout=subprocess.PIPE, text=True)
+    pipe = subprocess.PIPE
+    return netns.start_in(namespace, argv, stdin=pipe, stdout=pipe, text=True)

@@ -39,7 +39,7 @@ def test_killed_agents_cost_nothing(make_lab: MakeLab, family: int) -> None:
     make_lab(2, 1, encrypt=True)
     with (
         Sniffer(markers=[MARKER], nonces=True) as wire,
-        load("n1/p1", "n2/p1", family, 20) as run,
+        load("n1/p1", "n2/p1", family, 120) as run,
     ):
         for node in (*NODES, *NODES):
             lab.kill_agent(node)
@@ -51,8 +51,7 @@ def test_killed_agents_cost_nothing(make_lab: MakeLab, family: int) -> None:
             lab.start_agent(node, wait=False)
         _until(lambda: all(_is_ready(LabNode(number)) for number in (1, 2)), "both are ready")
         lab.restart_agent("n1", signal.SIGTERM)
-        assert run.is_running, "the disturbance outlasted the load: nothing was shown"
-        outcome = run.outcome
+        outcome = run.stop()
         assert_private(wire)
         assert wire.reuses() == ()
     _assert_unharmed(outcome, baseline)
@@ -64,14 +63,13 @@ def test_no_nonce_is_used_twice_on_the_wire_when_maps_are_lost(make_lab: MakeLab
     """Rows and whole maps vanish, agents die meanwhile: new keys, never an old number again."""
     make_lab(2, 1, encrypt=True)
     n1 = LabNode(1)
-    with Sniffer(nonces=True, markers=[MARKER]) as wire, load("n1/p1", "n2/p1", 4, 20) as run:
+    with Sniffer(nonces=True, markers=[MARKER]) as wire, load("n1/p1", "n2/p1", 4, 120) as run:
         for loss in (_delete_sas, _kill_and_delete_sas, _kill_and_unpin, _delete_sas):
             before = _newest_epoch(n1)
             loss(n1)
             _until(lambda before=before: _newest_epoch(n1) > before, "a new offer is made")
             _until(lambda: _is_ready(n1), "the peer is ready again")
-        assert run.is_running, "the disturbance outlasted the load: nothing was shown"
-        assert run.outcome.is_intact
+        assert run.stop().is_intact
         wire.settle()
         assert wire.lost() == 0
         assert wire.reuses() == ()

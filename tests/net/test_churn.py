@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pods and nodes come and go under load: nothing leaks, neither packets nor what they leave.
+
+What a place holds is compared before and after: devices, addresses, routes, rules, neighbours,
+map rows, files.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+
+from pellicle import lab
+from pellicle.facts import Epoch, Node, NodeName
+from pellicle.kernel.bpf import Map
+from pellicle.kernel.netlink import Netlink
+from pellicle.keys import secret as secrets
+from pellicle.keys.offers import OwnOffer
+from pellicle.lab import agents
+from pellicle.lab.sniffer import Sniffer
+from pellicle.lab.topology import CLUSTER, PSK, LabNode
+from pellicle.sources.directory import remove_node, write_node
+from tests.net.loaded import MARKER, address_of, assert_private, load
+
+MakeLab = Callable[..., lab.LabState]
+CHURN = 200
+CROWD = 100
+MAPS = ("ipcache", "cluster_cidrs", "endpoints", "encrypt", "sa_in", "sa_out")
+SAY = "import socket,sys; s=socket.socket(socket.AF_INET%s,socket.SOCK_DGRAM); s.sendto(%r,(%r,9))"
+
+
+def test_two_hundred_pods_come_and_go(make_lab: MakeLab) -> None:
+    make_lab(2, 1, encrypt=True)
+    _turn("n1")  # what is made once and kept, such as the identity of these labels, is made now
+    _turn("n2")
+    nodes = (LabNode(1), LabNode(2))
+    before = [_settled(node) for node in nodes]
+    with (
+        Sniffer(markers=[MARKER], nonces=True) as wire,
+        load("n1/p1", "n2/p1", 6, 300, pps=500) as run,
+    ):
+        for number in range(CHURN):
+            with _turn_of("n1" if number % 2 else "n2") as pod:
+                if number % 10 == 0:
+                    _speak_at_once(pod, "n2/p1" if number % 2 else "n1/p1")
+        outcome = run.stop()
+        assert_private(wire)
+        assert wire.reuses() == ()
+    assert outcome.is_intact
+    assert outcome.missing == 0
+    for node, was in zip(nodes, before, strict=True):
+        _until_equal(lambda node=node: _holdings(node), was)
+
+
+def test_a_hundred_nodes_join_and_leave(make_lab: MakeLab) -> None:
+    make_lab(2, 1, encrypt=True)
+    n1 = LabNode(1)
+    before = _settled(n1)
+    secret = secrets.parse(PSK.read_bytes())
+    crowd = [_stranger(secret, number) for number in range(CROWD)]
+    with Sniffer(markers=[MARKER]) as wire, load("n1/p1", "n2/p1", 4, 300) as run:
+        for node in crowd:
+            write_node(CLUSTER, node)
+        _until(lambda: len(agents.status(n1)["peers"]) == CROWD + 1, "all are peers")
+        _until(lambda: _sas(n1, "sa_in") >= 4 * (CROWD + 1), "keys for all of them stand")
+        assert {peer["node"]: peer["state"] for peer in agents.status(n1)["peers"]}["n2"] == "ready"
+        for node in crowd:
+            remove_node(CLUSTER, node.name)
+        _until_equal(lambda: _holdings(n1), before)
+        outcome = run.stop()
+        assert_private(wire)
+    assert outcome.is_intact
+    assert outcome.missing == 0
+
+
+def _turn(node: str) -> None:
+    with _turn_of(node):
+        pass
+
+
+@contextmanager
+def _turn_of(node: str) -> Iterator[str]:
+    """A pod's whole life."""
+    pod = lab.add_pod(node)
+    try:
+        yield pod.name
+    finally:
+        lab.delete_pod(pod.name)
+
+
+def _speak_at_once(pod: str, peer: str) -> None:
+    """A new pod's very first packets, in both families."""
+    for family, digit in ((4, ""), (6, "6")):
+        program = SAY % (digit, MARKER, address_of(peer, family))
+        assert lab.exec_(pod, ["python3", "-c", program]) == 0
+
+
+def _stranger(secret: secrets.Secret, number: int) -> Node:
+    """A node that is known and trusted, and never answers."""
+    name = NodeName(f"stranger-{number}")
+    own = OwnOffer.make(name, Epoch(1), os.urandom(16), os.urandom, secret)
+    return Node(
+        name,
+        (ip_address(f"192.168.200.{number + 1}"),),
+        (ip_network(f"10.244.{number + 100}.0/24"), ip_network(f"fd00:244:{number + 256:x}::/64")),
+        (own.offer,),
+    )
+
+
+def _holdings(node: LabNode) -> dict[str, object]:
+    """All that pods and peers can leave on a node."""
+    with Netlink(node.namespace) as netlink:
+        return {
+            "devices": sorted(netlink.links()),
+            "addresses": sorted(str(each.interface) for each in netlink.addresses()),
+            "routes": sorted(
+                f"{route.destination} table {route.table}"
+                for table in (200, 254)
+                for route in netlink.routes(table, 0)
+            ),
+            "rules": len(netlink.rules(0)),
+            "rows": {name: _sas(node, name) for name in MAPS},
+            "files": sorted(str(path.relative_to(CLUSTER)) for path in _files(CLUSTER)),
+            "pins": sorted(path.name for path in (node.bpffs / "links").iterdir()),
+        }
+
+
+def _settled(node: LabNode) -> dict[str, object]:
+    """What it holds once nothing of the past is on its way any more."""
+    last: dict[str, object] = {}
+    while (now := _holdings(node)) != last:
+        last = now
+        time.sleep(2)
+    return now
+
+
+def _files(directory: Path) -> Iterator[Path]:
+    yield from (path for path in directory.rglob("*") if path.is_file())
+
+
+def _sas(node: LabNode, name: str) -> int:
+    with Map.open_pinned(node.bpffs / "maps" / name) as found:
+        return len(found.items())
+
+
+def _until_equal(look: Callable[[], object], wanted: object, seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while (found := look()) != wanted and time.monotonic() < end:
+        time.sleep(0.2)
+    assert found == wanted
+
+
+def _until(condition: Callable[[], bool], what: str, seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"not within {seconds:g} s: {what}"
+        time.sleep(0.1)
