@@ -11,6 +11,7 @@ already costs a fraction of a second. `bare_wire` gives nodes and wire without a
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,6 +29,7 @@ LOCK_SECONDS = 600
 @pytest.fixture(scope="session")
 def lab_place() -> Iterator[None]:
     """The machine's one place for a lab: ours, and empty."""
+    assert os.geteuid() == 0, "a lab makes network namespaces and loads BPF programs: run as root"
     with lab.locked(wait_seconds=LOCK_SECONDS):
         lab.down()
         yield

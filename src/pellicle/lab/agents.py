@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
-from ipaddress import IPv6Address
+from ipaddress import ip_address
 from typing import Any, Final
 
 from pellicle.facts import Address
@@ -25,6 +25,8 @@ from pellicle.lab.processes import Process
 from pellicle.lab.topology import BPFFS, CLUSTER, PSK, RUN, LabNode, Shape, cluster_cidrs
 
 READY_SECONDS: Final = 60.0
+READY_SECONDS_EACH: Final = 2.0
+"""They share the cores of one machine."""
 STOP_SECONDS: Final = 10.0
 ASK_SECONDS: Final = 5.0
 POLL_SECONDS: Final = 0.1
@@ -75,10 +77,11 @@ def configuration(node: LabNode, shape: Shape) -> Mapping[str, Any]:
 
 
 def start(node: LabNode) -> Process:
-    """Start the node's agent unless it runs."""
+    """Start the node's agent unless it runs where it belongs."""
     running = processes.read_pid_file(node.pid_file)
-    if running is not None:
+    if running is not None and processes.lives_in(running, node.namespace):
         return running
+    stop([node])
     # -P: the directory that the lab was started in must not shadow the package.
     argv = [sys.executable, "-P", "-m", "pellicle", "agent", "--config", str(node.config)]
     return processes.spawn(argv, node.namespace, node.log, node.pid_file)
@@ -133,19 +136,16 @@ def status(node: LabNode) -> Mapping[str, Any]:
 
 def known_addresses(node: LabNode) -> frozenset[Address]:
     """Every address that the node's datapath can place, read from the kernel's own map."""
-    rows = ask(node, "map", name="ipcache")
-    packed = [bytes.fromhex(row["key"]["bytes"].replace(":", "")) for row in rows]
-    return frozenset(IPv6Address(key).ipv4_mapped or IPv6Address(key) for key in packed)
+    return frozenset(ip_address(row["key"]) for row in ask(node, "map", name="ipcache"))
 
 
 def wait_ready(
     nodes: Sequence[LabNode],
     shape: Shape,
     addresses: Collection[Address],
-    seconds: float = READY_SECONDS,
 ) -> None:
     """Return when each agent can carry all traffic between `addresses`; LabError says why not."""
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + READY_SECONDS + READY_SECONDS_EACH * len(nodes)
     waiting = dict.fromkeys(nodes, "has not answered yet")
     while waiting:
         for node in tuple(waiting):

@@ -41,11 +41,15 @@ def lay_wire() -> None:
         netns.write_sysctl(name, value, WIRE)
 
 
-def connect_node(node: LabNode, mtu: int) -> None:
-    """The node's namespace, joined to the wire by its uplink, addressed and routed both ways."""
+def connect_node(node: LabNode, mtu: int) -> bool:
+    """The node's namespace, joined to the wire by its uplink, addressed and routed both ways.
+
+    Whether the uplink had to be made.
+    """
     _ensure_namespace(node.namespace)
     with Netlink(WIRE) as wire, Netlink(node.namespace) as inside:
-        near, far = _ensure_uplink(node, wire, inside)
+        standing = _find_uplink(node, wire, inside)
+        near, far = standing or _make_uplink(node, wire, inside)
         for end, netlink, namespace in ((near, wire, WIRE), (far, inside, node.namespace)):
             for name, value in QUIET.items():
                 netns.write_sysctl(f"net/ipv6/conf/{end.name}/{name}", value, namespace)
@@ -67,6 +71,7 @@ def connect_node(node: LabNode, mtu: int) -> None:
                 for network, address in zip(node.pod_cidrs, node.addresses, strict=True)
             )
         )
+        return standing is None
 
 
 def ensure_pod(pod: LabPod) -> None:
@@ -116,10 +121,13 @@ def _ensure_namespace(name: str) -> None:
         _ensure_namespace(name)
 
 
-def _ensure_uplink(node: LabNode, wire: Netlink, inside: Netlink) -> tuple[LinkInfo, LinkInfo]:
+def _find_uplink(node: LabNode, wire: Netlink, inside: Netlink) -> tuple[LinkInfo, LinkInfo] | None:
     near, far = wire.links().get(node.wire_device), inside.links().get(UPLINK)
-    if near and far and near.peer == far.index and far.peer == near.index:
-        return near, far
+    is_whole = near and far and near.peer == far.index and far.peer == near.index
+    return (near, far) if near and far and is_whole else None
+
+
+def _make_uplink(node: LabNode, wire: Netlink, inside: Netlink) -> tuple[LinkInfo, LinkInfo]:
     wire.remove_link(node.wire_device)
     inside.remove_link(UPLINK)
     with netns.opened(node.namespace) as there:

@@ -71,7 +71,8 @@ def down(progress: Progress = lambda _line: None) -> None:
     """Remove every trace of a lab, whole or broken; with none there, do nothing."""
     with locked():
         standing = state.standing_pods()
-        answering = {pod.node: _answers(pod.node) for pod in standing}
+        hosts = sorted({pod.node for pod in standing})
+        answering = dict(zip(hosts, _each(_answers, hosts), strict=True))
         if standing:
             progress(f"unplugging {len(standing)} pods")
         _each(lambda pod: pods.unplug(pod, is_agent_up=answering[pod.node]), standing)
@@ -173,6 +174,7 @@ def restart_agent(
 def _make(shape: Shape, progress: Progress) -> None:
     ensure_bpffs(BPFFS.parent)
     agents.prepare()
+    before = state.read_shape()
     state.write_shape(shape)
     cabling.lay_wire()
     for node in state.standing_nodes():
@@ -181,13 +183,17 @@ def _make(shape: Shape, progress: Progress) -> None:
             _strike_off(node)
     nodes = nodes_of(shape.nodes)
     progress(f"{len(nodes)} nodes on a routed wire, MTU {shape.mtu}")
-    _each(lambda node: cabling.connect_node(node, shape.mtu), nodes)
-    changed = [node for node in nodes if agents.configure(node, shape)]
-    agents.stop(changed)
+    made = _each(lambda node: cabling.connect_node(node, shape.mtu), nodes)
+    changed = [agents.configure(node, shape) for node in nodes]
+    agents.stop([node for node, *news in zip(nodes, made, changed, strict=True) if any(news)])
     words = "on" if shape.encrypt else "off"
     progress(f"starting the agents, encryption {words}")
     _each(agents.start, nodes)
-    agents.wait_ready(nodes, shape, state.standing_addresses())
+    # Not yet the pods' addresses: an agent may have lost them, and gets them back below.
+    agents.wait_ready(nodes, shape, state.node_addresses())
+    if before is not None and before.mtu != shape.mtu:
+        progress("the wire has another MTU: the pods are made anew")
+        _each(pods.unplug, state.standing_pods())
     _fit_pods(nodes, shape, progress)
     agents.wait_ready(nodes, shape, state.standing_addresses())
     progress(f"ready: encryption {words}, every peer known" + (" and confirmed" * shape.encrypt))
@@ -199,10 +205,23 @@ def _fit_pods(nodes: Sequence[LabNode], shape: Shape, progress: Progress) -> Non
         if pod not in wanted[pod.node]:
             progress(f"unplugging {pod.name}")
             pods.unplug(pod)
-    if shape.pods:
-        progress(f"plugging in {shape.pods * len(nodes)} pods")
+    known = {node: agents.known_addresses(node) for node in nodes}
+    missing = {
+        node: [pod for pod in wanted[node] if not pods.is_plugged(pod, known[node])]
+        for node in nodes
+    }
+    count = sum(map(len, missing.values()))
+    if count:
+        progress(f"plugging in {count} pods")
     # One after the other on a node: the first gets the first address.
-    _each(lambda node: [pods.plug(pod) for pod in wanted[node]], nodes)
+    _each(_replug, missing.values())
+
+
+def _replug(missing: Sequence[LabPod]) -> None:
+    for pod in missing:
+        if pods.read_result(pod) is not None:
+            pods.unplug(pod)
+        pods.plug(pod)
 
 
 def _strike_off(node: LabNode) -> None:

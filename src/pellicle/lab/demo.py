@@ -31,7 +31,7 @@ from pellicle.lab.topology import nodes_of
 from pellicle.lab.verdict import OFF, ON, Promise, Row, Snapshot, Window, judge, rows, sentence
 
 NODES, PODS = 3, 2
-ROUNDS, PAUSE = 10, 0.1
+ROUNDS, PAUSE = 20, 0.1
 FAMILIES: Final = (4, 6)
 CAPTURE, PICTURE = "pellicle-demo.pcap", "pellicle-demo.svg"
 TITLE: Final = "What a listener on the wire between three nodes sees"

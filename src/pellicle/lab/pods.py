@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from ipaddress import ip_interface
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import Any, Final
 import pellicle
 from pellicle.facts import Address
 from pellicle.kernel import netns
+from pellicle.kernel.netlink import Netlink
 from pellicle.lab import cabling
 from pellicle.lab.errors import LabError
 from pellicle.lab.topology import POD_NAMESPACE, LabPod
@@ -32,10 +33,7 @@ PLUGIN_SECONDS: Final = 30.0
 
 
 def plug(pod: LabPod) -> Mapping[str, Any]:
-    """Make the pod and give it its network; what stands already is left as it is."""
-    known = read_result(pod)
-    if known is not None and pod.namespace in netns.names():
-        return known
+    """Make the pod and give it its network; LabError when it has one already."""
     cabling.ensure_pod(pod)
     result = call_plugin(pod, "ADD")
     pod.result.parent.mkdir(parents=True, exist_ok=True)
@@ -52,6 +50,14 @@ def unplug(pod: LabPod, *, is_agent_up: bool = True) -> None:
             call_plugin(pod, "DEL")
     pod.result.unlink(missing_ok=True)
     netns.delete(pod.namespace)
+
+
+def is_plugged(pod: LabPod, known: Collection[Address]) -> bool:
+    """Whether the pod has its device, and an agent that has these `known` addresses its own."""
+    if pod.namespace not in netns.names() or not addresses(pod):
+        return False
+    with Netlink(pod.namespace) as netlink:
+        return INTERFACE in netlink.links() and set(addresses(pod)) <= set(known)
 
 
 def read_result(pod: LabPod) -> Mapping[str, Any] | None:

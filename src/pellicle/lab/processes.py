@@ -124,7 +124,7 @@ def wait_end(process: Process, seconds: float) -> bool:
 
 def inside(namespaces: Iterable[str]) -> tuple[Process, ...]:
     """Every process that lives in one of these network namespaces, ourselves excepted."""
-    wanted = {inode for name in namespaces if (inode := _inode(Path("/run/netns") / name))}
+    wanted = {inode for name in namespaces if (inode := _inode(netns.path_of(name)))}
     pids = [int(path.name) for path in PROC.iterdir() if path.name.isdecimal()]
     found = [
         Process(pid, started)
@@ -136,6 +136,12 @@ def inside(namespaces: Iterable[str]) -> tuple[Process, ...]:
     ]
     # Looked at once more: the pid could have changed hands between the two looks.
     return tuple(process for process in found if _started(process.pid) == process.started)
+
+
+def lives_in(process: Process, namespace: str) -> bool:
+    """Whether it is in the network namespace that has this name now."""
+    there = _inode(netns.path_of(namespace))
+    return there is not None and _inode(PROC / str(process.pid) / "ns/net") == there
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pellicle.lab.verdict import Promise, Row
+from pellicle.lab.verdict import OFF, ON, Promise, Row
 
 
 def write_report(found: Sequence[Row], promises: Sequence[Promise], files: Sequence[str]) -> None:
@@ -30,29 +30,36 @@ def to_json_line(row: Mapping[str, Any]) -> str:
 
 
 def _table(found: Sequence[Row]) -> Table:
-    table = Table(title="On the wire between the nodes", title_justify="left", box=None)
-    for name in ("phase", "path", "family"):
-        table.add_column(name)
-    for name in ("messages", "answered", "packets", "bytes", "clear", "encrypted", "readable"):
-        table.add_column(name, justify="right")
-    previous = ""
-    for row in found:
-        table.add_row(*_cells(row, is_new=row.phase != previous))
-        previous = row.phase
+    """A line for each path and family, what the wire showed of it before and after."""
+    table = Table(
+        title="Packets on the wire: in the clear, in ESP, with the marker readable",
+        title_justify="left",
+        title_style="bold",
+        box=None,
+        padding=(0, 2, 0, 0),
+    )
+    for name in ("path", "family"):
+        table.add_column(f"\n{name}", no_wrap=True)
+    for heading in ("off", "on"):
+        table.add_column(f"{heading}:\nclear", justify="right", no_wrap=True)
+        for name in ("ESP", "kB", "marked"):
+            table.add_column(f"\n{name}", justify="right", no_wrap=True)
+    for off, on in paired(found):
+        table.add_row(off.path, f"IPv{off.family}", *_cells(off), *_cells(on))
     return table
 
 
-def _cells(row: Row, *, is_new: bool) -> list[str | Text]:
+def paired(found: Sequence[Row]) -> Sequence[tuple[Row, Row]]:
+    """Each path and family before and after."""
+    after = {(row.path, row.family): row for row in found if row.phase == ON}
+    return [(row, after[row.path, row.family]) for row in found if row.phase == OFF]
+
+
+def _cells(row: Row) -> list[Text]:
     readable = sum(row.readable.values())
     return [
-        row.phase if is_new else "",
-        row.path,
-        f"IPv{row.family}",
-        f"{row.messages:,}",
-        f"{row.answered:,}",
-        f"{row.packets:,}",
-        f"{row.bytes:,}",
         Text(f"{row.clear:,}", "red" if row.clear else ""),
         Text(f"{row.encrypted:,}", "green" if row.encrypted else ""),
+        Text(f"{row.bytes / 1000:,.0f}"),
         Text(f"{readable:,}", "red" if readable else ""),
     ]

@@ -23,6 +23,7 @@ import zlib
 from array import array
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, NamedTuple, Self
@@ -135,11 +136,13 @@ class Sniffer:
         self._heard_token = 0
         self._news = threading.Condition()
         self._failed: BaseException | None = None
-        with netns.inside(namespace):
-            self._ring = Ring()
-            self._echo = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self._echo.bind(("127.0.0.1", 0))
-        self._pcap = Pcap(write) if write else None
+        with ExitStack() as opened:
+            self._pcap = opened.enter_context(Pcap(write)) if write else None
+            with netns.inside(namespace):
+                self._ring = opened.enter_context(Ring())
+                self._echo = opened.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+            self._echo.bind(("127.0.0.1", 0))
+            self._opened = opened.pop_all()
         self._stop = os.eventfd(0)
         self._thread = threading.Thread(target=self._listen, name="sniffer", daemon=True)
         self._lost = 0
@@ -159,10 +162,7 @@ class Sniffer:
         if self._thread.is_alive():
             self._thread.join()
         self._lost = self._ring.lost()
-        self._ring.close()
-        self._echo.close()
-        if self._pcap:
-            self._pcap.close()
+        self._opened.close()
         os.close(self._stop)
         self._stop = -1
 

@@ -107,9 +107,12 @@ def standing_pods(node: LabNode | None = None) -> tuple[LabPod, ...]:
 
 def standing_addresses() -> tuple[Address, ...]:
     """Those of all nodes and of all pods that are plugged in."""
-    of_nodes = [address for node in standing_nodes() for address in node.addresses]
     of_pods = [address for pod in standing_pods() for address in pods.addresses(pod)]
-    return (*of_nodes, *of_pods)
+    return (*node_addresses(), *of_pods)
+
+
+def node_addresses() -> tuple[Address, ...]:
+    return tuple(address for node in standing_nodes() for address in node.addresses)
 
 
 def _is_pod(namespace: str) -> bool:

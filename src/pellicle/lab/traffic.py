@@ -11,6 +11,7 @@ started by its path: nothing of the package is imported into the pod.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import selectors
@@ -79,8 +80,15 @@ class Conversation:
         self.talk.round_trips.append(time.monotonic() - started)
 
     def close(self) -> None:
-        if self._socket is not None:
-            self._socket.close()
+        """End it in order: when this returns, nothing of it is under way any more."""
+        if self._socket is None:
+            return
+        if self.talk.protocol == "TCP" and not self.talk.problem:
+            with contextlib.suppress(OSError):
+                self._socket.shutdown(socket.SHUT_WR)
+                while self._socket.recv(65535):
+                    pass
+        self._socket.close()
 
     def _connect(self) -> socket.socket:
         kind, number = {

@@ -152,7 +152,7 @@ def _answered(said: Sequence[Said]) -> Promise:
 
 def _heard(before: Sequence[Row]) -> Promise:
     return _promise(
-        "Off: the listener reads the marker on every path, by TCP, UDP and ICMP, IPv4 and IPv6",
+        "Off: the marker is readable on every path, by TCP, UDP and ICMP, in both families",
         [
             f"not on {row.path} by {protocol} over IPv{row.family}"
             for row in before
@@ -175,7 +175,7 @@ def _hidden(after: Sequence[Row]) -> Iterator[Promise]:
         "0 cleartext packets",
     )
     yield _promise(
-        "On: ESP passes on every path for IPv4 and IPv6, and nothing else between nodes",
+        "On: ESP passes on every path, in both families, and nothing else between nodes",
         [
             f"{row.encrypted} ESP and {row.other} other packets on {row.path}, IPv{row.family}"
             for row in after
