@@ -13,10 +13,14 @@ from rich.console import Console, RenderableType
 from rich.text import Text
 from rich.theme import Theme
 
+from pellicle.lab.check import Checked
+from pellicle.lab.state import LabState, NodeState, PodState
+from pellicle.lab.topology import Shape
 from pellicle.ui import units
 from pellicle.ui.answers import Flow, read
 from pellicle.ui.flows import REMEMBERED, Live
 from pellicle.ui.grid import Column, grid, shortened
+from pellicle.ui.lab import checked, lab
 from pellicle.ui.rows import rows
 from pellicle.ui.screen import STYLES
 
@@ -156,3 +160,80 @@ def test_the_live_view_remembers_a_bounded_number_of_flows() -> None:
 
 def test_with_nothing_to_show_the_live_view_says_so() -> None:
     assert "no flows yet" in "".join(drawn(Live().view(80, 24, 0.0), 80))
+
+
+def node(number: int, problem: str = "", *, has_agent: bool = True) -> NodeState:
+    addresses = (f"10.244.{number}.2", f"fd00:244:{number}::2")
+    pod = PodState(f"n{number}/p1", f"default/n{number}-p1", f"pellicle-n{number}-p1", addresses)
+    return NodeState(
+        name=f"n{number}",
+        namespace=f"pellicle-n{number}",
+        addresses=(f"192.168.{number}.2",),
+        pod_cidrs=(f"10.244.{number}.0/24",),
+        pid=4711 if has_agent else None,
+        agent={"encryption": "on"} if has_agent else None,
+        problem=problem,
+        pods=(pod,),
+    )
+
+
+@pytest.mark.parametrize(
+    ("state", "shows", "hides"),
+    [
+        (LabState(None, ()), ["no lab is up; start one with `pellicle lab up`"], ["Nodes"]),
+        (
+            LabState(Shape(2, 1), (node(1), node(2))),
+            [
+                "● lab  ready  encryption on",
+                "2 of 2 nodes, 1 pod each, engine bpf, MTU 1500",
+                "pellicle lab exec n1/p1 ping -c 3 10.244.2.2",
+            ],
+            ["Problems"],
+        ),
+        (
+            LabState(Shape(2, 1), (node(1), node(2, "no agent runs", has_agent=False))),
+            ["◐ lab  not ready", "! n2: no agent runs", "✗ not ready"],
+            ["pellicle lab exec"],
+        ),
+        (
+            LabState(Shape(3, 2, encrypt=False), (node(1),)),
+            ["◐ lab  not ready  encryption off", "1 of 3 nodes, 2 pods each"],
+            ["Try"],
+        ),
+    ],
+    ids=["none", "ready", "an agent is dead", "half of it"],
+)
+def test_a_lab_at_a_glance(state: LabState, shows: list[str], hides: list[str]) -> None:
+    for width in (60, 80, 140):
+        lines = drawn(lab(state, width), width)
+        assert all(len(line) <= width for line in lines)
+    page = "\n".join(lines)
+    assert [text for text in shows if text not in page] == []
+    assert [text for text in hides if text in page] == []
+
+
+def checks(**other: object) -> Checked:
+    found = {
+        "encrypt": True,
+        "pods": 6,
+        "conversations": 144,
+        "messages": 432,
+        "answered": 432,
+        "encrypted": 2356,
+        "clear": 0,
+        "problems": (),
+        "seconds": 0.7,
+    }
+    return Checked(**(found | other))  # type: ignore[arg-type]
+
+
+def test_a_check_says_what_was_heard_and_what_is_wrong() -> None:
+    well = "\n".join(drawn(checked(checks()), 80))
+    assert "● lab  encryption on  as it should be" in well
+    assert "432 of 432 messages, 144 conversations" in well
+    assert "2,356 ESP · 0 clear" in well
+    assert "Problems" not in well
+    leak = "cleartext on the wire, from n1: 10.244.1.2 > 10.244.2.2 ICMP"
+    leaking = "\n".join(drawn(checked(checks(clear=3, problems=(leak,))), 80))
+    assert "✗ lab  encryption on  not as it should be" in leaking
+    assert f"! {leak}" in leaking
