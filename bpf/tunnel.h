@@ -135,7 +135,10 @@ __noinline int tunnel_seal(struct __sk_buff *skb, struct scratch *s, struct sa_o
 /* Makes the skb the opened packet c->data[0..len), behind the Ethernet addresses it came with. */
 __noinline int tunnel_open(struct __sk_buff *skb, struct ccp *c, __u32 len, __u32 ethertype)
 {
-	if (!c || !len || len > CCP_MAX)
+	if (!c)
+		return DROP_ESP_MALFORMED;
+	opaque(len); /* or one comparison is made of two, which older verifiers do not see through */
+	if (!len || len > CCP_MAX)
 		return DROP_ESP_MALFORMED;
 	*(__be16 *)&c->head[CCP_HEAD - sizeof(__be16)] = ethertype;
 	if (tunnel_set_family(skb, ethertype) || bpf_skb_change_tail(skb, ETH_HLEN + len, 0) ||
