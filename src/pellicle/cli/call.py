@@ -62,7 +62,7 @@ def _unreachable(path: Path, error: OSError) -> Trouble:
             hint = lab_hint() or "Start one with `pellicle agent`, or name another with --socket."
         case ConnectionRefusedError():
             why = f"no agent answers at {path}: it left its socket behind."
-            hint = "It was killed or has crashed; look into its log and start it again."
+            hint = "It was killed or has crashed; the datapath goes on as it was. See its log."
         case PermissionError():
             why = f"you may not talk to the agent at {path}."
             hint = "Its socket belongs to root: try again with sudo."

@@ -214,3 +214,10 @@ def test_a_reader_that_goes_away_ends_it_quietly(agent: Agent) -> None:
     done = subprocess.run(["sh", "-c", ask], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) == recorded.FLOWS[0]
     assert done.stderr == ""
+
+
+def test_the_reference_knows_every_command() -> None:
+    reference = (Path(__file__).parents[3] / "docs" / "cli.md").read_text()
+    for words, command in ALL.items():
+        if not isinstance(command, click.Group):
+            assert " ".join(words) in reference, f"docs/cli.md does not mention {' '.join(words)}"
