@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,6 +110,19 @@ def address_of(pod: str, family: int) -> str:
             if (each.name, plugged.name) == (node, f"{node}/{name}"):
                 return next(str(a) for a in plugged.addresses if (":" in str(a)) == (family == 6))
     raise AssertionError(f"no pod {pod} in the lab")
+
+
+def until(condition: Callable[[], bool], what: str, seconds: float = 60.0) -> None:
+    """Wait for something that happens by itself; an agent on its way up may not answer yet."""
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            if condition():
+                return
+        except (OSError, lab.LabError):
+            pass
+        assert time.monotonic() < end, f"not within {seconds:g} s: {what}"
+        time.sleep(0.1)
 
 
 def assert_private(wire: Sniffer) -> None:

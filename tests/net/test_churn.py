@@ -24,7 +24,7 @@ from pellicle.lab import agents
 from pellicle.lab.sniffer import Sniffer
 from pellicle.lab.topology import CLUSTER, PSK, LabNode
 from pellicle.sources.directory import remove_node, write_node
-from tests.net.loaded import MARKER, address_of, assert_private, load
+from tests.net.loaded import MARKER, address_of, assert_private, load, until
 
 MakeLab = Callable[..., lab.LabState]
 CHURN = 200
@@ -65,8 +65,8 @@ def test_a_hundred_nodes_join_and_leave(make_lab: MakeLab) -> None:
     with Sniffer(markers=[MARKER]) as wire, load("n1/p1", "n2/p1", 4, 300) as run:
         for node in crowd:
             write_node(CLUSTER, node)
-        _until(lambda: len(agents.status(n1)["peers"]) == CROWD + 1, "all are peers")
-        _until(lambda: _sas(n1, "sa_in") >= 4 * (CROWD + 1), "keys for all of them stand")
+        until(lambda: len(agents.status(n1)["peers"]) == CROWD + 1, "all are peers")
+        until(lambda: _sas(n1, "sa_in") >= 4 * (CROWD + 1), "keys for all of them stand")
         assert {peer["node"]: peer["state"] for peer in agents.status(n1)["peers"]}["n2"] == "ready"
         for node in crowd:
             remove_node(CLUSTER, node.name)
@@ -152,10 +152,3 @@ def _until_equal(look: Callable[[], object], wanted: object, seconds: float = 60
     while (found := look()) != wanted and time.monotonic() < end:
         time.sleep(0.2)
     assert found == wanted
-
-
-def _until(condition: Callable[[], bool], what: str, seconds: float = 60.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"not within {seconds:g} s: {what}"
-        time.sleep(0.1)

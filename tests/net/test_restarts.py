@@ -20,7 +20,7 @@ from pellicle.lab import agents
 from pellicle.lab.frames import Kind
 from pellicle.lab.sniffer import Sniffer
 from pellicle.lab.topology import LabNode
-from tests.net.loaded import MARKER, Outcome, assert_private, load
+from tests.net.loaded import MARKER, Outcome, assert_private, load, until
 
 MakeLab = Callable[..., lab.LabState]
 NODES = ("n1", "n2")
@@ -49,7 +49,7 @@ def test_killed_agents_cost_nothing(make_lab: MakeLab, family: int) -> None:
         time.sleep(1)  # nobody is at home: the datapath goes on
         for node in NODES:
             lab.start_agent(node, wait=False)
-        _until(lambda: all(_is_ready(LabNode(number)) for number in (1, 2)), "both are ready")
+        until(lambda: all(_is_ready(LabNode(number)) for number in (1, 2)), "both are ready")
         lab.restart_agent("n1", signal.SIGTERM)
         outcome = run.stop()
         assert_private(wire)
@@ -67,8 +67,8 @@ def test_no_nonce_is_used_twice_on_the_wire_when_maps_are_lost(make_lab: MakeLab
         for loss in (_delete_sas, _kill_and_delete_sas, _kill_and_unpin, _delete_sas):
             before = _newest_epoch(n1)
             loss(n1)
-            _until(lambda before=before: _newest_epoch(n1) > before, "a new offer is made")
-            _until(lambda: _is_ready(n1), "the peer is ready again")
+            until(lambda before=before: _newest_epoch(n1) > before, "a new offer is made")
+            until(lambda: _is_ready(n1), "the peer is ready again")
         assert run.stop().is_intact
         wire.settle()
         assert wire.lost() == 0
@@ -122,15 +122,3 @@ def _newest_epoch(node: LabNode) -> int:
 
 def _is_ready(node: LabNode) -> bool:
     return all(peer["state"] == "ready" for peer in agents.status(node)["peers"])
-
-
-def _until(condition: Callable[[], bool], what: str, seconds: float = 60.0) -> None:
-    end = time.monotonic() + seconds
-    while True:
-        try:
-            if condition():
-                return
-        except (OSError, lab.LabError):
-            pass  # the agent is on its way up
-        assert time.monotonic() < end, f"not within {seconds:g} s: {what}"
-        time.sleep(0.1)
