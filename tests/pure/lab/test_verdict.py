@@ -49,7 +49,7 @@ CASES = (
     Broken("Every message was answered", said=(_said(answered=4),)),
     Broken("Every message was answered", said=(_said(problem="timed out"),)),
     Broken("Every message was answered", said=(_said(sent=0, answered=0),)),
-    Broken("the listener reads the marker", (_row(OFF, readable={"TCP": 3, "UDP": 1}), _row(ON))),
+    Broken("readable on every path", (_row(OFF, readable={"TCP": 3, "UDP": 1}), _row(ON))),
     Broken("the marker is readable nowhere", (_row(OFF), _row(ON, readable={"UDP": 1}))),
     Broken("no cluster address shows", (_row(OFF), _row(ON, clear=1))),
     Broken("ESP passes on every path", (_row(OFF), _row(ON, encrypted=0))),
