@@ -46,6 +46,7 @@ def test_scalars_stay_text(text: str, trees: list[Tree]) -> None:
         ("a: 1\n b: 2\n", "line 2: not YAML"),
         ("a: @b\n", "line 1: not YAML"),
         ("a: \x00\n", "control character"),
+        ("a: \ud800\n", "text that is not UTF-8"),
         ("[" * (MAX_DEPTH + 2), f"nested more than {MAX_DEPTH} deep"),
     ],
 )

@@ -4,11 +4,17 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from pellicle.sources.files import write_node
 from pellicle.sources.resources import MAX_BYTES, write
@@ -150,6 +156,61 @@ def test_a_file_that_cannot_be_read_for_a_while_keeps_what_it_said(tmp_path: Pat
     assert looked(shelf).rejected == ()
 
 
+@pytest.fixture
+def root() -> Iterator[Path]:
+    """A directory that everyone can reach, so that root can look at it as nobody."""
+    with tempfile.TemporaryDirectory(prefix="pellicle-shelf-") as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+        Path(name).chmod(0o755)
+
+
+@contextmanager
+def as_nobody() -> Iterator[None]:
+    """Root may read everything: be someone else for a while."""
+    me = os.geteuid()
+    if me == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(me)
+
+
+def test_what_may_not_be_read_keeps_what_it_said(root: Path) -> None:
+    write_node(root, n(1))
+    (root / "n2.yaml").write_text(write(n(2)))
+    (root / "n3.yaml").write_text(write(n(3)))
+    shelf = Shelf(root)
+    looked(shelf)
+    (root / "nodes").chmod(0)
+    (root / "n2.yaml").chmod(0)
+    (root / "n3.yaml").unlink()
+    with as_nobody():
+        shelf.look_at([str(root / "nodes"), str(root / "n2.yaml")])
+        by_event = shelf.world()
+        world = looked(shelf)
+    assert list(by_event.nodes) == ["n1", "n2", "n3"]
+    assert list(world.nodes) == ["n1", "n2"]
+    assert [(row.source, row.why) for row in world.rejected] == [
+        ("n2.yaml", f"cannot be read: Permission denied{KEPT}"),
+        ("nodes", "cannot be read: Permission denied"),
+    ]
+    (root / "nodes").chmod(0o755)
+    (root / "n2.yaml").chmod(0o644)
+    assert looked(shelf).rejected == ()
+
+
+def test_a_root_that_may_not_be_listed_is_an_error_and_forgets_nothing(root: Path) -> None:
+    write_node(root, n(1))
+    shelf = Shelf(root)
+    looked(shelf)
+    root.chmod(0o111)
+    with as_nobody(), pytest.raises(PermissionError):
+        shelf.look_everywhere()
+    assert list(shelf.world().nodes) == ["n1"]
+
+
 def test_a_root_that_is_gone_is_an_error_and_forgets_nothing(tmp_path: Path) -> None:
     root = tmp_path / "root"
     root.mkdir()
@@ -176,3 +237,75 @@ def test_an_empty_directory_in_its_place_is_believed(tmp_path: Path) -> None:
     root.rename(tmp_path / "away")
     root.mkdir()
     assert looked(shelf) == World({}, {}, {})
+
+
+class Cluster(RuleBasedStateMachine):
+    """Whatever is done to the files: told where to look, the shelf knows what a new one would."""
+
+    names = st.sampled_from(["a.yaml", "nodes/a.yaml", "nodes/deep/b.yml", "x/y/z.yaml"])
+    folders = st.sampled_from(["nodes", "nodes/deep", "x", "x/y", "moved"])
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.root = Path(tempfile.mkdtemp())
+        self.shelf = Shelf(self.root)
+        self.touched: set[str] = set()
+        self.must_look_everywhere = True
+
+    def teardown(self) -> None:
+        shutil.rmtree(self.root)
+
+    def touch(self, path: Path) -> None:
+        self.touched.add(str(path))
+
+    @rule(name=names, numbers=st.lists(st.integers(1, 5), min_size=1, max_size=3))
+    def write(self, name: str, numbers: list[int]) -> None:
+        path = self.root / name
+        for parent in reversed(path.relative_to(self.root).parents):
+            if not (self.root / parent).exists():
+                self.touch(self.root / parent)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("---\n".join(write(n(number)) for number in numbers))
+        self.touch(path)
+
+    @rule(name=names)
+    def remove(self, name: str) -> None:
+        (self.root / name).unlink(missing_ok=True)
+        self.touch(self.root / name)
+
+    @rule(before=folders, after=folders)
+    def move(self, before: str, after: str) -> None:
+        one, other = self.root / before, self.root / after
+        is_free = other.parent.exists() and not other.exists()
+        if one.exists() and is_free and one not in other.parents:
+            one.rename(other)
+            self.touch(one)
+            self.touch(other)
+
+    @rule(folder=folders)
+    def remove_folder(self, folder: str) -> None:
+        if (self.root / folder).exists():
+            shutil.rmtree(self.root / folder)
+            self.touch(self.root / folder)
+
+    @rule()
+    def look_around(self) -> None:
+        self.shelf.look_everywhere()
+        self.touched.clear()
+        self.must_look_everywhere = False
+
+    @rule()
+    def look_where_told(self) -> None:
+        self.must_look_everywhere |= self.shelf.look_at(sorted(self.touched))
+        self.touched.clear()
+
+    @invariant()
+    def knows_what_a_new_one_would(self) -> None:
+        if not self.touched and not self.must_look_everywhere:
+            fresh = Shelf(self.root)
+            fresh.look_everywhere()
+            assert self.shelf.world() == fresh.world()
+
+
+TestCluster = Cluster.TestCase
+TestCluster.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
