@@ -368,5 +368,5 @@ def metrics(sight: Sight) -> str:
             return (packets, octets, desired, applied, healed, ready, lost)
 
     registry = CollectorRegistry()
-    registry.register(Collector())  # type: ignore[arg-type]
+    registry.register(Collector())
     return generate_latest(registry).decode()
