@@ -9,9 +9,9 @@
     │ default via 10.244.1.1 mtu … │                 └──────────────────────────────────────┘
     │ default via fe80::1    mtu … │
     └──────────────────────────────┘
-The node's MAC address is told to the pod, never asked for: no first packet waits, and no
-setting of the node that keeps ARP quiet (arp_ignore) can cut pods off. Everything here
-blocks for some milliseconds; it is meant for a thread.
+MAC addresses are told to both sides, never asked for: no first packet waits, and no setting
+of the node that keeps ARP quiet (arp_ignore) can cut pods off. Everything here blocks for
+some milliseconds; it is meant for a thread.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def configure(veth: Veth, index: int, netns_fd: int) -> None:
         _set_pod_sysctls(veth, netns_fd)
         _refuse_other_defaults(veth, there)
         _do(there, _pod_steps(veth, pod))
-        _do(here, [(f"route to {r.destination}", put_route(r)) for r in _host_routes(veth, index)])
+        _do(here, _way_to_pod(veth, index))
 
 
 def differences(veth: Veth, netns_fd: int | None) -> list[str]:
@@ -116,8 +116,9 @@ def differences(veth: Veth, netns_fd: int | None) -> list[str]:
         found = _device_differences(host, plug.host_mac)
         wanted_here = [LinkAddress(host.index, _GATEWAY6_HERE)] if veth.has_v6 else []
         found += _missing("address", _addresses(wanted_here), _addresses(here.addresses()))
-        there = {_route_words(row) for row in here.routes(MAIN_TABLE)}
+        there = map(_route_words, here.routes(MAIN_TABLE))
         found += _missing("route", map(_route_words, _host_routes(veth, host.index)), there)
+        found += _missing_neighbours(here, _host_neighbours(veth, host.index))
     if netns_fd is None:
         return [*found, "the container's network namespace is gone"]
     return found + _pod_differences(veth, host.index, netns_fd)
@@ -162,6 +163,13 @@ def _host_steps(veth: Veth, index: int) -> list[Step]:
     return steps
 
 
+def _way_to_pod(veth: Veth, index: int) -> list[Step]:
+    return [
+        *((f"neighbour {n.address}", put_neighbour(n)) for n in _host_neighbours(veth, index)),
+        *((f"route to {r.destination}", put_route(r)) for r in _host_routes(veth, index)),
+    ]
+
+
 def _pod_steps(veth: Veth, index: int) -> list[Step]:
     return [
         ("the pod's end up", change_link(index, is_up=True)),
@@ -194,6 +202,10 @@ def _pod_routes(veth: Veth, index: int) -> list[Route]:
         Route(_DEFAULT[hop.gateway.version], index, via=hop.gateway, mtu=hop.mtu)
         for hop in veth.hops
     ]
+
+
+def _host_neighbours(veth: Veth, index: int) -> list[Neighbour]:
+    return [Neighbour(index, hop.address, veth.plug.pod_mac) for hop in veth.hops]
 
 
 def _host_routes(veth: Veth, index: int) -> list[Route]:
@@ -251,13 +263,9 @@ def _pod_differences(veth: Veth, host: int, netns_fd: int) -> list[str]:
             found.append(f"{name} is not the other end of {veth.plug.host_device}")
         addresses = _addresses(there.addresses(pod.index))
         found += _missing("address", _addresses(_pod_addresses(veth, pod.index)), addresses)
-        routes = {_route_words(row) for row in there.routes(MAIN_TABLE)}
+        routes = map(_route_words, there.routes(MAIN_TABLE))
         found += _missing("route", map(_route_words, _pod_routes(veth, pod.index)), routes)
-        rows = (read_neighbour(reply) for reply in there.dump(dump_neighbours()))
-        told = {_neighbour_words(row) for row in rows if row and row.index == pod.index}
-        found += _missing(
-            "neighbour", map(_neighbour_words, _pod_neighbours(veth, pod.index)), told
-        )
+        found += _missing_neighbours(there, _pod_neighbours(veth, pod.index))
     return [f"in the pod: {words}" for words in found]
 
 
@@ -283,8 +291,11 @@ def _route_words(row: Route) -> str:
     return f"{row.destination}{via} (device {row.device}){mtu}"
 
 
-def _neighbour_words(row: Neighbour) -> str:
-    return f"{row.address} at {row.mac}"
+def _missing_neighbours(netlink: Netlink, wanted: Iterable[Neighbour]) -> list[str]:
+    there = {read_neighbour(reply) for reply in netlink.dump(dump_neighbours())}
+    return [
+        f"neighbour {row.address} at {row.mac} is missing" for row in wanted if row not in there
+    ]
 
 
 def _do(netlink: Netlink, steps: Sequence[Step]) -> None:

@@ -151,9 +151,10 @@ async def refused(answer: Any) -> CniError:
 
 
 async def ping(pod: str, address: str, *options: str) -> bool:
+    """Whether any of some echoes comes back; neighbours may have to be found first."""
     with netns.inside(pod):
         done = await asyncio.create_subprocess_exec(
-            "ping", "-n", "-c1", "-W2", *options, address, stdout=asyncio.subprocess.DEVNULL
+            "ping", "-n", "-c1", "-w8", *options, address, stdout=asyncio.subprocess.DEVNULL
         )
     return await done.wait() == 0
 

@@ -78,6 +78,12 @@ async def test_a_pod_reaches_its_node_where_arp_is_kept_quiet(world: World) -> N
     assert await ping(P1, "10.244.1.1")
 
 
+async def test_the_node_reaches_a_pod_without_asking_for_its_mac_address(world: World) -> None:
+    netns.write_sysctl("net/ipv4/conf/all/arp_ignore", 8, P1)  # answers nobody
+    await add(world)
+    assert await ping(NODE, "10.244.1.2")
+
+
 async def test_routes_carry_the_exact_mtu_and_the_device_takes_more(world: World) -> None:
     await add(world)
     assert await ping(P1, "10.244.1.1", "-M", "do", "-s", str(1472))  # on link: the device's
@@ -91,6 +97,28 @@ async def test_routes_carry_the_exact_mtu_and_the_device_takes_more(world: World
     with Netlink(P1) as there:
         mtus = {row.destination: row.mtu for row in there.routes(MAIN_TABLE)}
     assert [mtus[each] for each in EVERYWHERE] == [1446, 1426]
+
+
+async def test_no_router_but_the_node_is_believed_and_no_address_waits(world: World) -> None:
+    await add(world)
+    host = Plug("c1", "eth0").host_device
+    pod_wants = {"accept_ra": "0", "accept_dad": "0"}
+    host_wants = {"accept_ra": "0", "accept_redirects": "0", "forwarding": "1"}
+    for namespace, device, wanted in ((P1, "eth0", pod_wants), (NODE, host, host_wants)):
+        for name, value in wanted.items():
+            assert netns.read_sysctl(f"net/ipv6/conf/{device}/{name}", namespace) == value
+    assert netns.read_sysctl(f"net/ipv4/conf/{host}/rp_filter") == "0"
+    assert netns.read_sysctl(f"net/ipv4/conf/{host}/forwarding") == "1"
+    done = netns.run_in(P1, ["ip", "addr", "show", "tentative"], capture_output=True, check=True)
+    assert b"inet" not in done.stdout
+
+
+async def test_a_namespace_in_which_the_runtime_forbade_ipv6_gets_it(world: World) -> None:
+    for which in ("all", "default"):
+        netns.write_sysctl(f"net/ipv6/conf/{which}/disable_ipv6", 1, P1)
+    await add(world)
+    assert await ping(P1, "fe80::1%eth0")
+    assert not await check(world)
 
 
 async def test_when_add_attaches_nothing_can_be_sent_yet(world: World) -> None:

@@ -17,6 +17,7 @@ from pellicle.wire.link import LinkAddress, VethEnd
 from pellicle.wire.netlink import MAIN_TABLE
 from tests.net.cni.node import (
     EVERYWHERE,
+    NODE,
     NOTHING,
     P1,
     P2,
@@ -54,6 +55,12 @@ def lose_pod_address(world: World) -> None:
 
 def lose_neighbour(world: World) -> None:
     netns.run_in(P1, ["ip", "neigh", "del", "10.244.1.1", "dev", "eth0"], check=True)
+
+
+def lose_host_neighbour(world: World) -> None:
+    device = next(iter(devices()))
+    argv = ["ip", "-6", "neigh", "del", "fd00:244:0:1::2", "dev", device]
+    netns.run_in(NODE, argv, check=True)
 
 
 def lose_host_gateway(world: World) -> None:
@@ -106,6 +113,7 @@ DAMAGES = (
     Damage(lose_pod_routes, "in the pod: route 0.0.0.0/0 via 10.244.1.1"),
     Damage(lose_pod_address, "in the pod: address fd00:244:0:1::2/128"),
     Damage(lose_neighbour, "in the pod: neighbour 10.244.1.1 at"),
+    Damage(lose_host_neighbour, "neighbour fd00:244:0:1::2 at"),
     Damage(lose_host_route, "route 10.244.1.2/32"),
     Damage(lose_host_gateway, "address fe80::1/64"),
     Damage(lose_device, "the host device pel"),
