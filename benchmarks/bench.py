@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pellicle against plaintext and wireguard-go: one table from one run, on one machine.
 
-    sudo make bench                              everything, some minutes
+    make bench                                   everything, as root, some minutes
     benchmarks/run.py --quick                    one short round: does it work at all?
     benchmarks/run.py --only pellicle --only tcp one way, one load
 
@@ -19,7 +19,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NoReturn
@@ -77,10 +77,9 @@ def main() -> int:
 
 def run(plan: Plan) -> dict[str, Any]:
     """Measure, print the table, and answer everything that was measured."""
-    others = _others()
-    tell(f"others keep {others:.2f} of {os.cpu_count()} cores busy")
     crypto = _crypto(plan.crypto_runs) if plan.crypto_runs else []
     samples: dict[Cell, list[float]] = {}
+    others = [_others()]
     if plan.loads:
         with lab.locked():
             if lab_state.read_shape() is not None:
@@ -88,6 +87,7 @@ def run(plan: Plan) -> dict[str, Any]:
             try:
                 for number in range(1, plan.rounds + 1):
                     _round(plan, number, samples)
+                    others.append(_others())
             finally:
                 lab.down()
     print(f"\n{_how(plan, others)}\n")
@@ -135,19 +135,21 @@ def tell(words: str) -> None:
 
 
 def _others() -> float:
-    """Cores that are busy although nothing has begun."""
+    """Cores that are busy although nothing is being measured."""
     before = loads.busy_seconds()
     time.sleep(QUIET_SECONDS)
-    return (loads.busy_seconds() - before) / QUIET_SECONDS
+    cores = (loads.busy_seconds() - before) / QUIET_SECONDS
+    tell(f"other work on this machine: {cores:.2f} of {os.cpu_count()} cores")
+    return cores
 
 
-def _how(plan: Plan, others: float) -> str:
+def _how(plan: Plan, others: Sequence[float]) -> str:
     system = os.uname()
     return (
         f"Median (least-most) of {plan.rounds} rounds, {plan.seconds:g} s a load; x is Pellicle's "
         f"figure over the other's, median of the rounds' ratios.\n"
         f"Linux {system.release} {system.machine}, both nodes on the same {os.cpu_count()} cores, "
-        f"{others:.2f} of them busy with other things before."
+        f"{min(others):.2f} to {max(others):.2f} of them busy with other work between rounds."
     )
 
 
@@ -160,7 +162,7 @@ def _plan(arguments: argparse.Namespace) -> Plan:
     families = {"4": (4,), "6": (6,), "both": (4, 6)}[arguments.family]
     return Plan(
         rounds=arguments.rounds or (1 if is_quick else 5),
-        seconds=arguments.seconds or (1.0 if is_quick else 4.0),
+        seconds=arguments.seconds or (1.0 if is_quick else 3.0),
         families=families,
         ways=ways,
         loads=tuple(name for name in chosen if name in LOADS),
@@ -173,8 +175,8 @@ def _parser() -> argparse.ArgumentParser:
     names = [*(way.name for way in WAYS), *LOADS, CRYPTO]
     add = parser.add_argument
     add("--rounds", type=int, help="how often all ways take their turn (default 5)")
-    add("--seconds", type=float, help="of each load (default 4)")
-    add("--family", choices=("4", "6", "both"), default="both", help="IPv4, IPv6 in the pods")
+    add("--seconds", type=float, help="of each load (default 3)")
+    add("--family", choices=("4", "6", "both"), default="4", help="of the pods (default 4)")
     add("--only", action="append", default=[], choices=names, help="a way or a load; repeatable")
     add("--quick", action="store_true", help="one round of one second each")
     add("--json", type=Path, metavar="FILE", help="write every figure of every round there")
