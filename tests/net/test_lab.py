@@ -320,8 +320,9 @@ class _sockets:  # noqa: N801  reads as a verb where it is used
 
 def _esp(source: LabNode, destination: LabNode, iv: int, content: bytes = b"") -> bytes:
     data = iv.to_bytes(8, "big") + content.ljust(32, b"\0")
+    link = Ether(src="02:00:00:00:00:01", dst="ff:ff:ff:ff:ff:ff")
     outer = IP(src=str(source.addresses[0]), dst=str(destination.addresses[0]))
-    return bytes(Ether() / outer / ESP(spi=0x1001, seq=iv, data=data))
+    return bytes(link / outer / ESP(spi=0x1001, seq=iv, data=data))
 
 
 def _inject(node: LabNode, frames: list[bytes]) -> None:
