@@ -106,12 +106,12 @@ __noinline int ccp_block(struct ccp *c, __u32 n)
 	__u32 x4 = c->start[4], x5 = c->start[5], x6 = c->start[6], x7 = c->start[7];
 	__u32 x8 = c->start[8], x9 = c->start[9], x10 = c->start[10], x11 = c->start[11];
 	__u32 x12 = c->start[12], x13 = c->start[13], x14 = c->start[14], x15 = c->start[15];
-#pragma clang loop unroll(disable)
-	for (int i = 0; i < 9; i++) {
-		ccp_diagonals();
-		ccp_columns();
-	}
 	ccp_diagonals();
+#pragma clang loop unroll(disable)
+	for (__u64 i = 0; i < 9; i++) {
+		ccp_columns();
+		ccp_diagonals();
+	}
 	if (n == 0) { /* with r clamped, RFC 8439 §2.5 */
 		c->r[0] = (x0 + CCP_EXPA) & 0x0fffffff;
 		c->r[1] = (x1 + CCP_ND_3) & 0x0ffffffc;
@@ -234,23 +234,25 @@ __noinline int ccp_poly(struct ccp *c)
 {
 	if (!c)
 		return -1;
-	const __u32 *words = (const __u32 *)c->data;
 	const __u32 len = c->len;
+	__u32 blocks = len / 16;
 	struct poly p = { .r0 = c->r[0], .r1 = c->r[1], .r2 = c->r[2], .r3 = c->r[3] };
 
-	if (len > CCP_MAX)
-		return -1;
 	p.t1 = p.r1 + (p.r1 >> 2);
 	p.t2 = p.r2 + (p.r2 >> 2);
 	p.t3 = p.r3 + (p.r3 >> 2);
 	poly_add_upto(&p, c->aad, c->aad_len);
 #pragma clang loop unroll(disable)
-	for (__u32 blocks = len / 16; blocks; blocks--) {
+	for (__u64 at = 0; at < CCP_MAX && at + 16 <= len; at += 16) {
+		const __u32 *words = (const __u32 *)&c->data[at];
+
 		poly_add(&p, words[0], words[1], words[2], words[3]);
-		words += 4;
 	}
-	if (len & 15)
-		poly_add_upto(&p, (const __u32 *)&c->data[len & (CCP_MAX - 16)], len & 15);
+	/* read anew, so that the verifier need not tell apart what each turn of the loop taught it */
+	const __u32 tail = *(volatile __u32 *)&c->len;
+
+	if (tail & 15)
+		poly_add_upto(&p, (__u32 *)&c->data[tail & (CCP_MAX - 16)], tail & 15);
 	poly_add(&p, c->aad_len, 0, len, 0);
 	poly_tag(c, &p);
 	return 0;
