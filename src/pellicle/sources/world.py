@@ -56,7 +56,7 @@ class World:
 
 def judge(documents: Iterable[Document[Resource]], rejected: Iterable[Rejected] = ()) -> World:
     """The world that `documents` describe; `rejected` is what could not even be read."""
-    everything = list(documents)
+    everything = sorted(documents, key=lambda d: (d.source, d.position))
     bad = list(rejected)
     identities = _distinct(_of(Identity, everything), lambda i: i.number, bad)
     nodes = _without_overlaps(_distinct(_of(Node, everything), lambda n: n.name, bad), bad)
@@ -73,7 +73,7 @@ def judge(documents: Iterable[Document[Resource]], rejected: Iterable[Rejected] 
         MappingProxyType(endpoints),
         MappingProxyType({number: found.resource for number, found in identities.items()}),
         tuple(sorted(bad, key=lambda r: (r.source, r.name, r.why))),
-        tuple(sorted(pending, key=lambda p: (p.source, str(p.endpoint.name), p.why))),
+        tuple(pending),
     )
 
 
@@ -96,7 +96,7 @@ def _distinct(
         groups.setdefault(key(document.resource), []).append(document)
     for rivals in groups.values():
         if len(rivals) > 1:
-            rivals.sort(key=lambda d: (d.source != place(d.resource), d.source, d.position))
+            rivals.sort(key=lambda d: d.source != place(d.resource))  # Stable: then by path.
             for loser in rivals[1:]:
                 _reject(bad, loser, f"already defined in {rivals[0].source}, which stays")
     return {name: groups[name][0] for name in sorted(groups, key=_order)}

@@ -105,6 +105,11 @@ CASES = [
         pending=[("endpoints/n1/default.p1.yaml", "node n1 is not known")],
     ),
     Case(
+        "two endpoints of one name and file wait in the order of the file",
+        [d(WEB), d(P1, "a.yaml", 2), d(replace(P1, addresses=P2.addresses), "a.yaml", 1)],
+        pending=[("a.yaml", "node n1 is not known"), ("a.yaml", "node n1 is not known")],
+    ),
+    Case(
         "an endpoint of a rejected node waits too",
         [d(node("n0", "192.0.2.1")), d(n(1)), d(WEB), d(P1)],
         nodes="n0",
