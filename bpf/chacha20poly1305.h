@@ -235,7 +235,6 @@ __noinline int ccp_poly(struct ccp *c)
 	if (!c)
 		return -1;
 	const __u32 len = c->len;
-	__u32 blocks = len / 16;
 	struct poly p = { .r0 = c->r[0], .r1 = c->r[1], .r2 = c->r[2], .r3 = c->r[3] };
 
 	p.t1 = p.r1 + (p.r1 >> 2);
