@@ -22,93 +22,49 @@ from pellicle import logs
 from pellicle.answers import Sight, answers
 from pellicle.config import Attach, Config
 from pellicle.datapath import door, endpoints, ipcache, programs
-from pellicle.datapath.door import Door, DoorTarget
-from pellicle.datapath.endpoints import EndpointRow
-from pellicle.datapath.ipcache import CidrRow, Peer
-from pellicle.datapath.programs import Hook, HookName, ProgramTarget, Words
+from pellicle.datapath.door import DoorTarget
+from pellicle.datapath.programs import ProgramTarget, Words
 from pellicle.encryption import table as encryption_table
 from pellicle.encryption.keying import Keying
 from pellicle.encryption.paths import PathMtus
 from pellicle.encryption.probe import ProbeSender
 from pellicle.encryption.routes import (
-    RouteName,
     RoutePlan,
     RouteTarget,
     RuleTarget,
-    inner_mtu,
 )
 from pellicle.encryption.sas import SaTarget
-from pellicle.encryption.table import EncryptKey, EncryptRow
 from pellicle.facts import (
-    Address,
-    Endpoint,
-    EndpointName,
-    Link,
-    Network,
     Node,
     NodeName,
     Offer,
-    PairId,
     Rejected,
 )
 from pellicle.flows import names
 from pellicle.flows.decode import Decoder, FlowEvent, PathMtu, ProbeSeen, SaConfirmed
 from pellicle.flows.history import History
-from pellicle.flows.names import Name
 from pellicle.kernel import Unsupported, libc
 from pellicle.kernel.bpf import Object, RingBuffer, ensure_bpffs
 from pellicle.kernel.bpf.attach import Mode
 from pellicle.kernel.netlink import Netlink
 from pellicle.keys import secret as secrets
-from pellicle.keys.pairing import Keyring, LocalNode, PeerKeys, ProbeKind, Sa, SaKey
+from pellicle.keys.pairing import Keyring, LocalNode, ProbeKind
+from pellicle.pods import PodPorts
 from pellicle.serve import CallError, Request, listen, serve
 from pellicle.sources import systemd, uplink
 from pellicle.sources.cni import Cni, Datapath, Records
-from pellicle.sources.cni_spec import CniError, Mtu
+from pellicle.sources.cni_spec import CniError
 from pellicle.sources.directory import Directory
 from pellicle.sources.links import links, snapshot
 from pellicle.sources.record import RecordTarget
 from pellicle.sources.secrets import SecretFileError, read_secret
 from pellicle.table import Reconciler, Table, derive, reconcile
-from pellicle.wire.netlink import Route, Rule
+from pellicle.tables import Tables
 
 WATCH_SECONDS = 5.0
 """How often counters that no event reports are looked at."""
 
 log = structlog.get_logger()
-
-
-class Tables:
-    """The hall: what is known, what is wanted, and what stands (…_up)."""
-
-    def __init__(self) -> None:
-        self.nodes: Table[NodeName, Node] = Table("nodes")
-        self.endpoints: Table[EndpointName, Endpoint] = Table("endpoints")
-        self.links: Table[str, Link] = Table("links")
-        self.paths: Table[Address, int] = Table("path MTU")
-        self.names: Table[Address, Name] = Table("names")
-        self.record: Table[NodeName, Node] = Table("own record")
-        self.record_up: Table[NodeName, Node] = Table("own record written")
-        self.door: Table[str, Door] = Table("door")
-        self.door_up: Table[str, Door] = Table("door up")
-        self.hooks: Table[HookName, Hook] = Table("programs")
-        self.hooks_up: Table[HookName, Hook] = Table("programs attached")
-        self.ipcache: Table[Address, Peer] = Table("ipcache")
-        self.ipcache_up: Table[Address, Peer] = Table("ipcache up")
-        self.cidrs: Table[Network, CidrRow] = Table("cluster_cidrs")
-        self.cidrs_up: Table[Network, CidrRow] = Table("cluster_cidrs up")
-        self.pods: Table[Address, EndpointRow] = Table("pods")
-        self.pods_up: Table[Address, EndpointRow] = Table("pods up")
-        self.routes: Table[RouteName, Route] = Table("routes")
-        self.routes_up: Table[RouteName, Route] = Table("routes up")
-        self.rules: Table[Rule, Rule] = Table("rules")
-        self.rules_up: Table[Rule, Rule] = Table("rules up")
-        self.sas: Table[SaKey, Sa] = Table("sas")
-        self.sas_up: Table[SaKey, Sa] = Table("sas up")
-        self.sends: Table[NodeName, PairId] = Table("sends")
-        self.encrypt: Table[EncryptKey, EncryptRow] = Table("encrypt")
-        self.encrypt_up: Table[EncryptKey, EncryptRow] = Table("encrypt up")
-        self.peers: Table[NodeName, PeerKeys] = Table("peers")
 
 
 class Agent:
@@ -138,7 +94,7 @@ class Agent:
             self._name,
             config.pod_cidrs,
             Records.in_directory(config.directory),
-            Datapath(self._attach, self._detach, self._pod_is_ready, self._mtu, self._cni_trouble),
+            self._ports(),
         )
         self._sight = self._make_sight()
 
@@ -159,7 +115,7 @@ class Agent:
         yield derive(t.ipcache, partial(ipcache.plan, self._name), [t.nodes, t.endpoints])
         yield derive(t.cidrs, partial(ipcache.plan_cidrs, config.cluster_cidrs), [t.nodes])
         yield derive(t.door, partial(door.plan, self._name, self._uplink.name), [t.nodes, t.links])
-        self._reconciler(t.door, DoorTarget(self._netlink), t.door_up)
+        self._reconciler(t.door, DoorTarget(self._netlink, self._uplink.name), t.door_up)
         self._reconciler(t.pods, endpoints.target(self._bpf), t.pods_up)
         self._reconciler(t.ipcache, ipcache.target(self._bpf), t.ipcache_up)
         self._reconciler(t.cidrs, ipcache.cidr_target(self._bpf), t.cidrs_up)
@@ -207,7 +163,8 @@ class Agent:
             self._tables.nodes.replace(world.nodes)
             self._tables.endpoints.replace(world.endpoints)
             if not is_adopted:
-                await self._cni.adopt(world.endpoints.values(), snapshot(self._netlink))
+                known = [*world.endpoints.values(), *(each.endpoint for each in world.pending)]
+                await self._cni.adopt(known, snapshot(self._netlink))
                 is_adopted = True
 
     async def _follow_links(self) -> None:
@@ -279,53 +236,15 @@ class Agent:
         node = Node(self._name, self._uplink.addresses, self._config.pod_cidrs, offers)
         self._tables.record.replace({self._name: node})
 
-    # --- pods ---------------------------------------------------------------------------------
-
-    def _attach(self, device: str, _index: int) -> None:
-        """Before the pod can send: straight through the reconciler that owns all programs."""
-        t = self._tables
-        t.links.replace(snapshot(self._netlink))
-        t.hooks.replace(programs.plan(self._uplink.name, t.links.rows))
-        self._hooks.run(time.monotonic())
-        name = HookName(device, "ingress")
-        if name not in t.hooks_up.rows:
-            failure = self._hooks.failures.get(name)
-            raise failure.error if failure else OSError(19, f"device {device} is gone")
-
-    def _detach(self, _device: str) -> None:
-        self._tables.links.replace(snapshot(self._netlink))
-
-    async def _pod_is_ready(self, endpoint: Endpoint, index: int) -> None:
-        t = self._tables
-        with Table.bell(t.pods_up, t.ipcache_up) as changed:
-            while not all(
-                address in t.ipcache_up.rows and self._is_plugged(address, endpoint, index)
-                for address in endpoint.addresses
-            ):
-                changed.clear()
-                await changed.wait()
-
-    def _is_plugged(self, address: Address, endpoint: Endpoint, index: int) -> bool:
-        row = self._tables.pods_up.rows.get(address)
-        return row is not None and (row.ifindex, row.identity) == (index, endpoint.identity)
-
-    def _mtu(self) -> Mtu:
-        link = self._tables.links.rows.get(self._uplink.name)
-        device = link.mtu if link else self._uplink.mtu
-        if self._keying is None:
-            return Mtu(device, device, device)
-        outer = 4 if any(each.version == 4 for each in self._uplink.addresses) else 6
-        if self._config.outer_family != "auto":
-            outer = int(self._config.outer_family)
-        inner = inner_mtu(device, outer)
-        return Mtu(device, inner, inner)
+    def _ports(self) -> Datapath:
+        ports = PodPorts(
+            self._tables, self._hooks, self._netlink, self._uplink, str(self._config.outer_family),
+            is_encrypting=self._keying is not None,
+        )  # fmt: skip
+        return Datapath(ports.attach, ports.detach, ports.ready, ports.mtu, self._cni_trouble)
 
     def _cni_trouble(self) -> str:
-        if self._directory.problem:
-            return self._directory.problem
-        if self._name not in self._tables.nodes.rows:
-            return "this node's own record is not in force: see `pellicle status`"
-        return ""
+        return next(iter(self._problems()), "")
 
     # --- what it says ---------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ import os
 import socket
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -76,23 +77,28 @@ async def serve(server: socket.socket, answers: Mapping[str, Answer]) -> None:
         while True:
             connection, _ = await loop.sock_accept(server)
             connection.setblocking(False)
-            conversations.create_task(_converse(connection, answers))
+            talk = conversations.create_task(_converse(connection, answers))
+            # Also when it is cancelled before it has begun.
+            talk.add_done_callback(partial(_hang_up, connection))
+
+
+def _hang_up(connection: socket.socket, _talk: asyncio.Task[None]) -> None:
+    connection.close()
 
 
 async def _converse(connection: socket.socket, answers: Mapping[str, Answer]) -> None:
     loop = asyncio.get_running_loop()
     descriptors: list[int] = []
-    with connection:
-        try:
-            async with asyncio.timeout(REQUEST_SECONDS):
-                line = await _read_line(connection, descriptors)
-            async for row in _answered(line, descriptors, answers):
-                await loop.sock_sendall(connection, msgspec.json.encode(row) + b"\n")
-        except (OSError, TimeoutError):
-            pass  # the caller went away: nothing is owed
-        finally:
-            for descriptor in descriptors:
-                os.close(descriptor)
+    try:
+        async with asyncio.timeout(REQUEST_SECONDS):
+            line = await _read_line(connection, descriptors)
+        async for row in _answered(line, descriptors, answers):
+            await loop.sock_sendall(connection, msgspec.json.encode(row) + b"\n")
+    except (OSError, TimeoutError):
+        pass  # the caller went away: nothing is owed
+    finally:
+        for descriptor in descriptors:
+            os.close(descriptor)
 
 
 async def _answered(
@@ -124,18 +130,18 @@ def _parse(line: bytes, descriptors: list[int]) -> Request:
 
 
 async def _read_line(connection: socket.socket, descriptors: list[int]) -> bytes:
+    """Up to a newline or the end; of one that is too long only the beginning, which is no JSON."""
     buffer = bytearray()
-    while b"\n" not in buffer:
+    while True:
         try:
             chunk, received, _, _ = socket.recv_fds(connection, 65536, 4)
         except BlockingIOError:
             await _readable(connection)
             continue
         descriptors.extend(received)
-        buffer += chunk
-        if not chunk or len(buffer) > MAX_REQUEST:
-            break
-    return bytes(buffer)
+        buffer += chunk if len(buffer) < MAX_REQUEST else b""
+        if not chunk or b"\n" in chunk:
+            return bytes(buffer)
 
 
 async def _readable(connection: socket.socket) -> None:

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from pellicle.datapath.address import gateway
 from pellicle.facts import Address, Network
-from pellicle.sources.pool import Exhausted, Pool, Pools, gateway
+from pellicle.sources.pool import Exhausted, Pool, Pools
 
 SMALL = (
     ip_network("10.244.1.0/30"),

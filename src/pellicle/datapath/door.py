@@ -46,8 +46,9 @@ def plan(
 class DoorTarget:
     """The devices, their addresses and settings, and forwarding, without which nothing arrives."""
 
-    def __init__(self, netlink: Netlink) -> None:
+    def __init__(self, netlink: Netlink, uplink: str) -> None:
         self._netlink = netlink
+        self._router_adverts = f"net/ipv6/conf/{uplink}/accept_ra"
 
     def read(self) -> Mapping[str, Door]:
         """The door if all of it is in order, else nothing: it is then put again."""
@@ -79,6 +80,9 @@ class DoorTarget:
     def _put(self, door: Door) -> None:
         for name, value in FORWARDING.items():
             write_sysctl(name, value)
+        if read_sysctl(self._router_adverts) == "1":
+            # A forwarding host would stop listening to its own router (ip-sysctl: accept_ra).
+            write_sysctl(self._router_adverts, 2)
         links = self._netlink.links()
         if DOOR_HOST not in links or DOOR_NET not in links:
             self._netlink.remove_link(DOOR_HOST)

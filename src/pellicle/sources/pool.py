@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from ipaddress import IPv4Network
 
+from pellicle.datapath.address import gateway
 from pellicle.facts import Address, Network
 
 SMALLEST = {4: 30, 6: 126}
@@ -31,11 +32,6 @@ class Exhausted(Exception):  # noqa: N818  it says what the pools are
             f"address pool {names} is exhausted: {sum(map(len, pools))} in use;"
             " give the node a larger pod CIDR, or run fewer pods on it"
         )
-
-
-def gateway(cidr: Network) -> Address:
-    """The address in a pod CIDR that the node itself answers to: the first one."""
-    return cidr[1]
 
 
 class Pool:

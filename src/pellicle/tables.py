@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tables of one agent: what is known, what is wanted, and what stands (`…_up`)."""
+
+from __future__ import annotations
+
+from pellicle.datapath.door import Door
+from pellicle.datapath.endpoints import EndpointRow
+from pellicle.datapath.ipcache import CidrRow, Peer
+from pellicle.datapath.programs import Hook, HookName
+from pellicle.encryption.routes import RouteName
+from pellicle.encryption.table import EncryptKey, EncryptRow
+from pellicle.facts import (
+    Address,
+    Endpoint,
+    EndpointName,
+    Link,
+    Network,
+    Node,
+    NodeName,
+    PairId,
+)
+from pellicle.flows.names import Name
+from pellicle.keys.pairing import PeerKeys, Sa, SaKey
+from pellicle.table import Table
+from pellicle.wire.netlink import Route, Rule
+
+
+class Tables:
+    """All of them, empty."""
+
+    def __init__(self) -> None:
+        self.nodes: Table[NodeName, Node] = Table("nodes")
+        self.endpoints: Table[EndpointName, Endpoint] = Table("endpoints")
+        self.links: Table[str, Link] = Table("links")
+        self.paths: Table[Address, int] = Table("path MTU")
+        self.names: Table[Address, Name] = Table("names")
+        self.record: Table[NodeName, Node] = Table("own record")
+        self.record_up: Table[NodeName, Node] = Table("own record written")
+        self.door: Table[str, Door] = Table("door")
+        self.door_up: Table[str, Door] = Table("door up")
+        self.hooks: Table[HookName, Hook] = Table("programs")
+        self.hooks_up: Table[HookName, Hook] = Table("programs attached")
+        self.ipcache: Table[Address, Peer] = Table("ipcache")
+        self.ipcache_up: Table[Address, Peer] = Table("ipcache up")
+        self.cidrs: Table[Network, CidrRow] = Table("cluster_cidrs")
+        self.cidrs_up: Table[Network, CidrRow] = Table("cluster_cidrs up")
+        self.pods: Table[Address, EndpointRow] = Table("pods")
+        self.pods_up: Table[Address, EndpointRow] = Table("pods up")
+        self.routes: Table[RouteName, Route] = Table("routes")
+        self.routes_up: Table[RouteName, Route] = Table("routes up")
+        self.rules: Table[Rule, Rule] = Table("rules")
+        self.rules_up: Table[Rule, Rule] = Table("rules up")
+        self.sas: Table[SaKey, Sa] = Table("sas")
+        self.sas_up: Table[SaKey, Sa] = Table("sas up")
+        self.sends: Table[NodeName, PairId] = Table("sends")
+        self.encrypt: Table[EncryptKey, EncryptRow] = Table("encrypt")
+        self.encrypt_up: Table[EncryptKey, EncryptRow] = Table("encrypt up")
+        self.peers: Table[NodeName, PeerKeys] = Table("peers")
