@@ -11,12 +11,14 @@ import random
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from build_bpf import ROOT, compile_bpf
 from pellicle.kernel.bpf import Object
+from pellicle.wire import elf
 from pellicle.wire.layout import Layout
 
 FRAME = bytes(64)
@@ -133,9 +135,13 @@ class Core:
 
 
 @pytest.fixture(scope="module")
-def core(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Core]:
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("bpf") / "chacha20poly1305.bpf.o"
-    path = compile_bpf(ROOT / "tests" / "bpf" / "chacha20poly1305.bpf.c", out)
+    return compile_bpf(ROOT / "tests" / "bpf" / "chacha20poly1305.bpf.c", out)
+
+
+@pytest.fixture(scope="module")
+def core(path: Path) -> Iterator[Core]:
     with Object.load(path) as loaded:
         yield Core(loaded)
 
@@ -303,3 +309,50 @@ def test_head_and_data_are_one_frame(core: Core) -> None:
 @pytest.mark.parametrize("program", ["seal", "tag", "open"])
 def test_the_verifier_is_soon_done(core: Core, program: str) -> None:
     assert 0 < core.loaded.program(program).verified_insns < 50_000
+
+
+JUMP, EXIT, CALL, ALWAYS, LOAD_64 = (0x05, 0x06), 0x95, 0x85, 0x05, 0x18
+
+
+def successors(code: bytes, at: int) -> list[tuple[int, bool]]:
+    """Where an instruction leads in its function, and whether a loop may be closed that way."""
+    opcode, offset = (
+        code[at * 8],
+        int.from_bytes(code[at * 8 + 2 : at * 8 + 4], "little", signed=True),
+    )
+    if opcode == EXIT:
+        return []
+    if opcode & 7 not in JUMP or opcode == CALL:
+        return [(at + (2 if opcode == LOAD_64 else 1), False)]
+    target = (at + 1 + offset, True)
+    return [target] if opcode == ALWAYS else [(at + 1, True), target]
+
+
+def falls_into_a_loop(code: bytes, start: int) -> list[int]:
+    """The instructions of a function that fall back into the head of a loop being walked."""
+    found, open_, done = [], {start}, set[int]()
+    path = [(start, iter(successors(code, start)))]
+    while path:
+        at, left = path[-1]
+        for to, may_loop in left:
+            if to in open_ and not may_loop:
+                found.append(at)
+            elif to not in open_ and to not in done:
+                open_.add(to)
+                path.append((to, iter(successors(code, to))))
+                break
+        else:
+            path.pop()
+            open_.discard(at)
+            done.add(at)
+    return found
+
+
+def test_older_verifiers_see_no_endless_loop(path: Path) -> None:
+    """Linux 6.1 takes a loop only if it is closed by a jump; how it is closed, compilers choose."""
+    parts = elf.sections(path.read_bytes())
+    text = parts[".text"]
+    starts = [each for each in elf.symbols(parts) if each.section == text.index and each.size]
+    assert {"ccp_block", "ccp_poly", "ccp_open"} <= {each.name for each in starts}
+    for each in starts:
+        assert falls_into_a_loop(text.data, each.offset // 8) == [], each.name
