@@ -170,6 +170,7 @@ def test_the_lab_itself_is_shown_and_checked(two_nodes: dict[str, str]) -> None:
     ("words", "code"),
     [
         (("n1/p1", "sh", "-c", "exit 7"), 7),
+        (("n1/p1", "--", "sh", "-c", "exit 7"), 7),
         (("n1", "ip", "link", "show", "pellicle_net"), 0),
         (("wire", "false"), 1),
         (("n1/p9", "true"), 1),

@@ -158,7 +158,7 @@ def exec_(context: click.Context, where: str, command: tuple[str, ...]) -> None:
 
     \b
     Examples:
-      pellicle lab exec n1/p1 ping -c 3 10.244.2.2
+      pellicle lab exec n1/p1 -- ping -c 3 10.244.2.2
       pellicle lab exec n1 ip route show table 200
       pellicle lab exec wire tcpdump -ni n1
       pellicle lab exec n2/p1 bash
@@ -169,7 +169,8 @@ def exec_(context: click.Context, where: str, command: tuple[str, ...]) -> None:
 
         with as_meant():
             namespace_of(where)
-        code = run(where, command)
+        # Click leaves in what separates our words from the command's.
+        code = run(where, command[1:] if command[0] == "--" else command)
     context.exit(code)
 
 
