@@ -51,10 +51,9 @@ static __always_inline int door_packet(struct __sk_buff *skb, struct scratch *s)
 	row = encrypt_find(&peer->node);
 	if (!row)
 		return DROP_NO_KEY;
-	opaque(len);
 	if (len > ESP_LONGEST)
 		return DROP_TOO_BIG;
-	if (!len || skb->gso_size || bpf_skb_load_bytes(skb, ETH_HLEN, s->ccp.data, len))
+	if (skb->gso_size || bpf_skb_load_bytes(skb, ETH_HLEN, s->ccp.data, bounded(len, CCP_MAX)))
 		return DROP_SEAL_FAILED;
 	next_header = p->ethertype == swap16(ETH_P_IP) ? IPPROTO_IPIP : IPPROTO_IPV6;
 	return door_seal(skb, s, row->pair, p->hash & (SAS_PER_PAIR - 1), len, next_header);
@@ -95,7 +94,7 @@ int door(struct __sk_buff *skb)
 		reason = door_probe(skb, s);
 	else if (reason == DROP_NOT_IP && p->ethertype == swap16(ETH_P_ARP))
 		reason = CLEAR_LINK; /* and goes no further */
-	verdict(skb, s, HOOK_DOOR, reason);
+	verdict(skb, HOOK_DOOR, reason);
 	if (reason != SEALED && reason != PROBE_SENT)
 		return TC_ACT_SHOT;
 	skb->mark = 0; /* or the route to the peer would lead here again */

@@ -126,12 +126,14 @@ __noinline int esp_trailer(struct ccp *c)
 	pad = c->data[len];
 	if (pad > len)
 		return -1;
+	opaque(pad); /* or the compiler drops the constant bound, and */
 #pragma clang loop unroll(disable)
 	for (__u32 i = 0; i < 255 && i < pad; i++) {
-		__u32 at = len - pad + i;
+		__u32 at = len - pad + i, expected = i + 1;
 
 		opaque(at);
-		if (at >= CCP_MAX || c->data[at] != i + 1)
+		opaque(expected); /* ... goes on counting with the bytes compared */
+		if (at >= CCP_MAX || c->data[at] != expected)
 			return -1;
 	}
 	return (__u32)c->data[len + 1] << 16 | (len - pad);

@@ -66,8 +66,8 @@ static __always_inline int outer_is_intact(struct __sk_buff *skb, struct scratch
 
 	if (p->ethertype != swap16(ETH_P_IP))
 		return 1;
-	opaque(len);
-	if (!len || len > IPV4_LONGEST || bpf_skb_load_bytes(skb, p->start, header, len))
+	len = bounded(len, IPV4_LONGEST);
+	if (bpf_skb_load_bytes(skb, p->start, header, len))
 		return 0;
 	return fold(bpf_csum_diff(0, 0, header, len, 0)) == 0xffff;
 }
@@ -212,7 +212,7 @@ int from_net(struct __sk_buff *skb)
 		if (!reason)
 			return TC_ACT_OK;
 	}
-	action = verdict(skb, s, HOOK_FROM_NET, reason);
+	action = verdict(skb, HOOK_FROM_NET, reason);
 	if (reason == PROBE_RECEIVED)
 		return TC_ACT_SHOT;
 	if (reason == OPENED && s->ifindex)

@@ -75,5 +75,5 @@ int from_pod(struct __sk_buff *skb)
 		reason = from_pod_judge(skb, p);
 	else if (reason == DROP_NOT_IP && p->ethertype == swap16(ETH_P_ARP))
 		reason = CLEAR_LINK;
-	return reason ? verdict(skb, s, HOOK_FROM_POD, reason) : TC_ACT_OK;
+	return reason ? verdict(skb, HOOK_FROM_POD, reason) : TC_ACT_OK;
 }

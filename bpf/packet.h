@@ -14,13 +14,23 @@
 #include "tables.h"
 
 #define IPV6_EXTENSIONS 8 /* headers walked before the packet counts as malformed */
-#define IPV4_LONGEST 60	  /* header with all its options */
+#define IPV4_LONGEST 64	  /* a header with all its options has 60 bytes */
 #define VLAN_TAGS 2	  /* tags skipped: the last door must see into them */
 
 /* network order <-> the order of this (little-endian) machine */
 #define swap16(x) __builtin_bswap16(x)
 #define swap32(x) __builtin_bswap32(x)
 #define swap64(x) __builtin_bswap64(x)
+
+/* What the caller has checked, so that verifiers of every age see it: 1 <= len <= size, a power of 2.
+ * Comparisons get folded by the compiler until older ones do not.
+ */
+static __always_inline __u32 bounded(__u32 len, __u32 size)
+{
+	len--;
+	opaque(len);
+	return (len & (size - 1)) + 1;
+}
 
 struct packet {
 	struct addr source;
@@ -277,10 +287,16 @@ struct {
 	__type(value, struct scratch);
 } scratch SEC(".maps");
 
-static __always_inline struct scratch *scratch_begin(void)
+static __always_inline struct scratch *scratch_find(void)
 {
 	__u32 zero = 0;
-	struct scratch *s = bpf_map_lookup_elem(&scratch, &zero);
+
+	return bpf_map_lookup_elem(&scratch, &zero);
+}
+
+static __always_inline struct scratch *scratch_begin(void)
+{
+	struct scratch *s = scratch_find();
 
 	if (s) {
 		s->pair = 0;

@@ -31,5 +31,5 @@ int to_net(struct __sk_buff *skb)
 			return TC_ACT_OK;
 		reason = DROP_CLEAR_TO_CLUSTER;
 	}
-	return verdict(skb, s, HOOK_TO_NET, reason);
+	return verdict(skb, HOOK_TO_NET, reason);
 }

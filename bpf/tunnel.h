@@ -137,9 +137,7 @@ __noinline int tunnel_open(struct __sk_buff *skb, struct ccp *c, __u32 len, __u3
 {
 	if (!c)
 		return DROP_ESP_MALFORMED;
-	opaque(len); /* or one comparison is made of two, which older verifiers do not see through */
-	if (!len || len > CCP_MAX)
-		return DROP_ESP_MALFORMED;
+	len = bounded(len, CCP_MAX);
 	*(__be16 *)&c->head[CCP_HEAD - sizeof(__be16)] = ethertype;
 	if (tunnel_set_family(skb, ethertype) || bpf_skb_change_tail(skb, ETH_HLEN + len, 0) ||
 	    bpf_skb_store_bytes(skb, 2 * ETH_ALEN, &c->head[CCP_HEAD - sizeof(__be16)],

@@ -94,9 +94,12 @@ static __always_inline void count_packet(__u32 reason, __u64 packets, __u64 byte
 	count->bytes += bytes;
 }
 
-/* What the packet in s->packet comes to at this hook: TC_ACT_SHOT for the drops, else TC_ACT_OK. */
-__noinline int verdict(struct __sk_buff *skb, struct scratch *s, __u32 hook, __u32 reason)
+/* What the packet in scratch comes to at this hook: TC_ACT_SHOT for the drops, else TC_ACT_OK.  It
+ * finds scratch itself: only so may verifiers before Linux 6.3 see a map's key in it.
+ */
+__noinline int verdict(struct __sk_buff *skb, __u32 hook, __u32 reason)
 {
+	struct scratch *s = scratch_find();
 	const struct packet *p;
 
 	if (!s)
