@@ -31,12 +31,16 @@ def test_a_file_open_to_others_is_refused(tmp_path: Path, mode: int) -> None:
         read_secret(path)
 
 
-def test_a_link_is_not_followed(tmp_path: Path) -> None:
-    """Whoever may change the link would choose the secret."""
-    secret(tmp_path / "psk")
-    (tmp_path / "link").symlink_to("psk")
-    with pytest.raises(SecretFileError, match="is a symbolic link: name the file itself"):
-        read_secret(tmp_path / "link")
+def test_a_mounted_kubernetes_secret_is_a_link_and_is_read(tmp_path: Path) -> None:
+    """psk -> ..data/psk, ..data -> ..2026_11_21: what counts is the file at the end."""
+    (tmp_path / "..2026_11_21").mkdir()
+    file = secret(tmp_path / "..2026_11_21" / "psk", 0o400)
+    (tmp_path / "..data").symlink_to("..2026_11_21")
+    (tmp_path / "psk").symlink_to("..data/psk")
+    assert read_secret(tmp_path / "psk") == TEXT
+    file.chmod(0o644)
+    with pytest.raises(SecretFileError, match="has mode 0644, open to others"):
+        read_secret(tmp_path / "psk")
 
 
 def test_what_is_no_file_does_not_hold_the_agent_up(tmp_path: Path) -> None:
