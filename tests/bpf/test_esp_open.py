@@ -18,6 +18,7 @@ from scapy.layers.inet6 import IPv6
 from tests.bpf import esp, packets
 from tests.bpf.cluster import (
     KEYLESS,
+    LOCAL,
     OVER4,
     OVER6,
     PEERS,
@@ -243,6 +244,7 @@ STRANGERS = {
     "the world": (WORLD4, POD4, "DROP_SPOOFED_SOURCE"),
     "the world, over IPv6": (WORLD6, "fd00:244:1::2", "DROP_SPOOFED_SOURCE"),
     "a pod there, for a pod that is not here": (OVER4.pod4, "10.244.1.99", "DROP_NO_ENDPOINT"),
+    "a pod there, for a pod that is gone": (OVER4.pod4, "10.244.1.98", "DROP_NO_ENDPOINT"),
     "a pod there, for a pod elsewhere": (OVER4.pod4, KEYLESS.pod4, "DROP_NO_ENDPOINT"),
     "a pod there, for another node": (OVER4.pod4, KEYLESS.address, "DROP_NO_ENDPOINT"),
     "a pod there, for the world": (OVER4.pod4, WORLD4, "DROP_NO_ENDPOINT"),
@@ -251,6 +253,7 @@ STRANGERS = {
 
 @pytest.mark.parametrize("says", STRANGERS)
 def test_who_may_send_to_whom(node: Node, says: str) -> None:
+    node.put_peer("10.244.1.98", node=SELF4, flags=LOCAL)
     source, destination, reason = STRANGERS[says]
     packet = packets.ip(source, destination, bytes(40))
     seen = node.run("from_net", sealed(OVER4, 1, packet))

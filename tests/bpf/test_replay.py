@@ -8,14 +8,17 @@ Appendix A, window 1024.
 from __future__ import annotations
 
 import random
+import struct
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from build_bpf import ROOT, compile_bpf
+from pellicle.kernel.bpf import Object
 from tests.bpf import packets
 from tests.bpf.cluster import OVER4, PEERS, POD4, Peer, furnish, put_inbound, sa_in
 from tests.bpf.node import REDIRECT, Node, loaded_node
+from tests.bpf.race import run_at_once
 from tests.bpf.tunnel import sealed, state
 
 WINDOW = 1024
@@ -173,15 +176,45 @@ def test_random_walks_agree_with_a_set_of_numbers(node: Node, start: int) -> Non
 
 
 def test_cores_at_once_open_each_packet_once(node: Node) -> None:
-    program = node.object.program("from_net")
-    order = list(range(1, 301)) * 4
-    random.Random(1).shuffle(order)
-    frames = {number: sealed(OVER4, number, INNER[4]) for number in set(order)}
-    with ThreadPoolExecutor(4) as threads:
-        actions = list(threads.map(lambda n: program.test_run(frames[n]).retval, order))
-    assert actions.count(REDIRECT) == 300
-    assert sorted(n for n, each in zip(order, actions, strict=True) if each == REDIRECT) == list(
-        range(1, 301)
-    )
+    count = 3000
+    frames = [sealed(OVER4, number, INNER[4]) for number in range(1, count + 1)]
+    results = run_at_once(node.object.program("from_net"), frames)
+    opened = [sum(each[n][0] == REDIRECT for each in results) for n in range(count)]
+    assert opened == [1] * count
     row = sa_in(node, OVER4)
-    assert (row["packets"], row["top"], row["replayed"]) == (300, 300, 900)
+    assert (row["packets"], row["top"]) == (count, count)
+    assert row["replayed"] == (len(results) - 1) * count
+    assert row["bytes"] == count * len(INNER[4])
+
+
+# --- the window alone ----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def window(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Object]:
+    path = tmp_path_factory.mktemp("bpf") / "replay.bpf.o"
+    with Object.load(compile_bpf(ROOT / "tests" / "bpf" / "replay.bpf.c", path)) as loaded:
+        yield loaded
+
+
+def accept(window: Object, number: int) -> str:
+    """What becomes of a number that has authenticated, whatever top was when it was inferred."""
+    answer = window.program("accept").test_run(bytes(14) + struct.pack("<Q", number) + bytes(20))
+    names = {value: name for name, value in window.btf.enum("reason").items()}
+    return {"REASON_NONE": PASS}.get(names[answer.retval], names[answer.retval])
+
+
+def test_an_authentic_number_is_accepted_once_and_only_in_the_window(window: Object) -> None:
+    """Top may have moved on since the number was first looked at."""
+    kind = window.btf.maps["row"].value
+    assert kind is not None
+    window.map("row").update(bytes(4), kind.write({"top": 0}))
+    table = [
+        (T * 3, PASS), (T * 3, SEEN), (T * 2, OLD), (T * 2 + 1, PASS), (T * 2 + 1, SEEN),
+        (T * 2 - 1, OLD), (0, OLD), (T * 3 + 1, PASS), (T * 2 + 1, OLD), (T * 2 + 2, PASS),
+        (T * 3 + TURN, PASS), (T * 3 + 1, OLD), (T * 4 + TURN * 2, OLD), (T * 2 + TURN, OLD),
+    ]  # fmt: skip
+    for line, (number, verdict) in enumerate(table):
+        assert accept(window, number) == verdict, f"line {line}: {number}"
+    window.map("row").update(bytes(4), kind.write({"top": 5}))
+    assert accept(window, 0) == SEEN, "never sent"

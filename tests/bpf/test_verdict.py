@@ -7,7 +7,6 @@ import itertools
 import struct
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from tests.bpf.cluster import (
 )  # fmt: skip
 from tests.bpf.node import Node, addr, loaded_node, text_of
 from tests.bpf.packets import ICMP, ICMPV6, TCP, UDP, frame, ip
+from tests.bpf.race import run_at_once
 from tests.bpf.tunnel import sealed, take_apart
 
 HOOKS = {"from_pod": 1, "door": 2, "to_net": 3, "from_net": 4}
@@ -194,15 +194,27 @@ def test_events_without_room_are_counted_and_lose_no_count(node: Node) -> None:
 
 
 def test_cores_at_once_count_every_packet_and_tell_one_flow(node: Node) -> None:
-    program, packet = node.object.program("from_pod"), frame(datagram(POD4, WORLD4))
+    packet, count = frame(datagram(POD4, WORLD4)), 8000
     node.forget()
-    with ThreadPoolExecutor(4) as threads:
-        list(threads.map(lambda _: program.test_run(packet), range(4000)))
+    results = run_at_once(node.object.program("from_pod"), [packet] * count)
+    count *= len(results)
     ((key, row),) = node.rows("flows")
     assert key["source"] == {"bytes": addr(POD4)}
-    assert (row["packets"], row["bytes"]) == (4000, 4000 * 28)
+    assert (row["packets"], row["bytes"]) == (count, count * 28)
     assert len(flows(node)) == 1
-    assert node.run("from_pod", packet).reasons == ("CLEAR_WORLD",) * 4001
+    assert node.run("from_pod", packet).reasons == ("CLEAR_WORLD",) * (count + 1)
+
+
+def test_cores_at_once_tell_each_flow_once(node: Node) -> None:
+    """Who comes second finds the row that the first has just made."""
+    count = 3000
+    results = run_at_once(
+        node.object.program("from_pod"),
+        [frame(datagram(POD4, WORLD4, port=1000 + number)) for number in range(count)],
+    )
+    rows = node.rows("flows")
+    assert {row["packets"] for _, row in rows} == {len(results)}
+    assert len(flows(node)) == len(rows) == count
 
 
 def test_tcp_ports_are_those_of_the_wire(node: Node) -> None:
