@@ -61,7 +61,7 @@ def test_a_hundred_nodes_join_and_leave(make_lab: MakeLab) -> None:
     n1 = LabNode(1)
     before = _settled(n1)
     secret = secrets.parse(PSK.read_bytes())
-    crowd = [_stranger(secret, number) for number in range(CROWD)]
+    crowd = [stranger(secret, number) for number in range(CROWD)]
     with Sniffer(markers=[MARKER]) as wire, load("n1/p1", "n2/p1", 4, 300) as run:
         for node in crowd:
             write_node(CLUSTER, node)
@@ -99,7 +99,7 @@ def _speak_at_once(pod: str, peer: str) -> None:
         assert lab.exec_(pod, ["python3", "-c", program]) == 0
 
 
-def _stranger(secret: secrets.Secret, number: int) -> Node:
+def stranger(secret: secrets.Secret, number: int) -> Node:
     """A node that is known and trusted, and never answers."""
     name = NodeName(f"stranger-{number}")
     own = OwnOffer.make(name, Epoch(1), os.urandom(16), os.urandom, secret)

@@ -1,0 +1,246 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What must be encrypted and cannot be is dropped, under its own name, and nothing is heard.
+
+Each case disturbs one thing, lets a pod speak, and then looks at three places: the wire (silent),
+the counters (the right reason, and only that), the flows (the packet, by name).
+"""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+from scapy.all import IP, UDP, Ether, IPv6
+
+from pellicle import lab
+from pellicle.kernel import netns
+from pellicle.kernel.bpf import Map
+from pellicle.kernel.netlink import Netlink
+from pellicle.keys import secret as secrets
+from pellicle.lab import agents
+from pellicle.lab.frames import Kind
+from pellicle.lab.sniffer import Sniffer
+from pellicle.lab.topology import CLUSTER, PSK, WIRE, LabNode
+from pellicle.sources.directory import remove_node, write_node
+from tests.net.loaded import address_of, until
+from tests.net.test_churn import stranger
+
+MakeLab = Callable[..., lab.LabState]
+N1, N2 = LabNode(1), LabNode(2)
+MARKER = b"nobody-may-read-this-either"
+SAY = """
+import socket, sys
+family = socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET
+for _ in range(3):
+    socket.socket(family, socket.SOCK_DGRAM).sendto(sys.argv[2].encode(), (sys.argv[1], 4303))
+"""
+
+
+@pytest.fixture(scope="module")
+def two(make_lab: MakeLab) -> lab.LabState:
+    return make_lab(2, 1, encrypt=True)
+
+
+@dataclass(frozen=True)
+class Case:
+    says: str
+    reason: str
+    disturb: Callable[[], Any]
+    """A context manager."""
+    to: Callable[[int], str]
+    """The destination, by family."""
+
+
+@contextmanager
+def nothing() -> Iterator[None]:
+    yield
+
+
+@contextmanager
+def a_peer_without_offers() -> Iterator[None]:
+    """Its pods are known, its node publishes no key: as after a restart with encryption off."""
+    node = replace(stranger(secrets.parse(PSK.read_bytes()), 7), offers=())
+    write_node(CLUSTER, node)
+    until(lambda: str(node.addresses[0]) in _known(N1), "the stranger is known")
+    try:
+        yield
+    finally:
+        remove_node(CLUSTER, node.name)
+
+
+@contextmanager
+def an_expired_sa() -> Iterator[None]:
+    """The way it ends by itself: the row says that its last number has been sent."""
+    with Map.open_pinned(N1.bpffs / "maps" / "sa_out") as found:
+        rows = found.items()
+        spent = [(key, row[:8] + (0).to_bytes(8, "little") + row[16:]) for key, row in rows]
+        found.update_batch(spent)
+        try:
+            yield
+        finally:
+            # The sequence goes on where the traffic of meanwhile has left it.
+            now = dict(found.items())
+            found.update_batch(
+                [(key, now[key][:8] + row[8:16] + now[key][16:]) for key, row in rows]
+            )
+
+
+@contextmanager
+def no_encryption_row() -> Iterator[None]:
+    with Map.open_pinned(N1.bpffs / "maps" / "encrypt") as found:
+        rows = found.items()
+        found.delete_batch([key for key, _ in rows])
+        try:
+            yield
+        finally:
+            found.update_batch(rows)
+
+
+def pod(family: int) -> str:
+    return address_of("n2/p1", family)
+
+
+def nobody(family: int) -> str:
+    return "10.244.2.250" if family == 4 else "fd00:244:2::fafa"
+
+
+def at_the_stranger(family: int) -> str:
+    """The gateway of the stranger's pod CIDR."""
+    return "10.244.107.1" if family == 4 else "fd00:244:107::1"
+
+
+CASES = (
+    Case("a cluster address that nobody has", "DROP_UNKNOWN_PEER", nothing, nobody),
+    Case("a peer without a key", "DROP_NO_KEY", a_peer_without_offers, at_the_stranger),
+    Case("an SA that is spent", "DROP_SA_EXPIRED", an_expired_sa, pod),
+    Case("a lost row of the encryption table", "DROP_NO_KEY", no_encryption_row, pod),
+)
+
+
+@pytest.mark.parametrize("family", [4, 6])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.says)
+def test_what_cannot_be_encrypted_is_dropped_by_name(
+    two: lab.LabState, case: Case, family: int
+) -> None:
+    with case.disturb(), Sniffer(markers=[MARKER]) as wire:
+        before = _counts(N1)
+        _speak("n1/p1", case.to(family))
+        until(lambda: _grown(N1, before) == {case.reason}, f"{case.reason}, and only that")
+        wire.settle()
+        assert wire.marks() == {}
+        assert wire.leaks() == ()
+        assert [f for f in wire.counts() if f.kind is Kind.CLEAR] == []
+    flows = [
+        row for row in agents.ask(N1, "flows", verdict="dropped") if row["reason"] == case.reason
+    ]
+    assert any(row["destination"]["address"] == case.to(family) for row in flows)
+    until(lambda: bool(agents.status(N1)["healthy"] or family), "it goes on")
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_a_pod_cannot_speak_with_another_pods_address(two: lab.LabState, family: int) -> None:
+    forged = "10.244.1.200" if family == 4 else "fd00:244:1::c8"
+    header = IPv6(src=forged, dst=pod(6)) if family == 6 else IP(src=forged, dst=pod(4))
+    before = _counts(N1)
+    with Sniffer(markers=[MARKER]) as wire:
+        _inject("pellicle-n1-p1", "eth0", header / UDP(dport=9) / MARKER)
+        until(lambda: "DROP_SPOOFED_POD" in _grown(N1, before), "named")
+        wire.settle()
+        assert wire.marks() == {}
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_cleartext_from_the_wire_with_a_cluster_source_is_refused(
+    two: lab.LabState, family: int
+) -> None:
+    source, destination = address_of("n2/p1", family), address_of("n1/p1", family)
+    header = (IPv6 if family == 6 else IP)(src=source, dst=destination)
+    before = _counts(N1)
+    _inject(WIRE, N1.wire_device, header / UDP(dport=9) / MARKER)
+    until(lambda: "DROP_CLEAR_FROM_CLUSTER" in _grown(N1, before), "named")
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_the_last_door_stops_what_was_routed_past_the_first(two: lab.LabState, family: int) -> None:
+    """Someone adds a route of his own for another node's pods: past the door, to the uplink."""
+    destination = pod(family)
+    via = "192.168.1.1" if family == 4 else "fd00:168:1::1"
+    length = 32 if family == 4 else 128
+    route = ["ip", "route", "replace", f"{destination}/{length}", "via", via, "dev", "eth0"]
+    _run_on(N1, route)
+    before = _counts(N1)
+    try:
+        with Sniffer(markers=[MARKER]) as wire:
+            netns.run_in(N1.namespace, [sys.executable, "-c", SAY, destination, MARKER.decode()])
+            until(lambda: "DROP_CLEAR_TO_CLUSTER" in _grown(N1, before), "named")
+            wire.settle()
+            assert wire.marks() == {}
+            assert wire.leaks() == ()
+    finally:
+        _run_on(N1, ["ip", "route", "del", f"{destination}/{length}", "via", via, "dev", "eth0"])
+
+
+def test_without_the_doors_program_nothing_passes(two: lab.LabState) -> None:
+    """Someone detaches it: what is routed there ends there, until the next refresh heals it."""
+    (N1.bpffs / "links" / "ingress_pellicle_net").unlink()
+    with Sniffer(markers=[MARKER]) as wire:
+        _speak("n1/p1", pod(4))
+        _speak("n1/p1", pod(6))
+        wire.settle()
+        assert wire.marks() == {}
+        assert wire.leaks() == ()
+    until((N1.bpffs / "links" / "ingress_pellicle_net").exists, "healed")
+
+
+def test_encryption_off_is_never_silent(make_lab: MakeLab) -> None:
+    make_lab(2, 1, encrypt=False)
+    row = agents.status(N1)
+    assert (row["encryption"], row["healthy"]) == ("off", False)
+    assert any("OFF" in problem for problem in row["problems"])
+    argv = [sys.executable, "-m", "pellicle", "status", "--node", "n1"]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert done.returncode == 3
+    assert "off" in done.stdout.lower()
+    _speak("n1/p1", pod(4))
+    until(lambda: _counts(N1)["CLEAR_DISABLED"] > 0, "reported as clear because it is off")
+
+
+def _speak(where: str, destination: str) -> None:
+    assert lab.exec_(where, [sys.executable, "-c", SAY, destination, MARKER.decode()]) == 0
+
+
+def _inject(namespace: str, device: str, packet: Any) -> None:
+    """A frame as a raw socket would send it, to the other end of the cable."""
+    with Netlink(namespace) as netlink:
+        own = netlink.link(device)
+    target = N1.namespace
+    with Netlink(target) as netlink:
+        macs = {link.index: link.mac for link in netlink.links().values()}
+    frame = bytes(Ether(src=own.mac, dst=macs[own.peer]) / packet)
+    with netns.socket_in(namespace, socket.AF_PACKET, socket.SOCK_RAW, 0) as link:
+        link.bind((device, 0))
+        link.send(frame)
+
+
+def _run_on(node: LabNode, argv: list[str]) -> None:
+    assert netns.run_in(node.namespace, argv).returncode == 0
+
+
+def _counts(node: LabNode) -> dict[str, int]:
+    return {row["reason"]: int(row["packets"]) for row in agents.status(node)["counts"]}
+
+
+def _grown(node: LabNode, before: dict[str, int]) -> set[str]:
+    """The reasons under which something was dropped since."""
+    now = _counts(node)
+    return {name for name in now if name.startswith("DROP_") and now[name] > before[name]}
+
+
+def _known(node: LabNode) -> set[str]:
+    return {str(row["key"]) for row in agents.ask(node, "map", name="ipcache")}
