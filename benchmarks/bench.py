@@ -5,8 +5,9 @@
     benchmarks/run.py --quick                    one short round: does it work at all?
     benchmarks/run.py --only pellicle --only tcp one way, one load
 
-The ways take turns, round by round, in the same lab with the same wire. Both nodes share this
-machine's cores: figures compare ways of doing things, they are no promise for hardware.
+The ways take turns, round by round, in the same lab with the same wire. Each node has one core of
+this machine, the wire between them has what they leave: figures compare ways of doing things,
+they are no promise for hardware.
 """
 
 from __future__ import annotations
@@ -148,7 +149,7 @@ def _how(plan: Plan, others: Sequence[float]) -> str:
     return (
         f"Median (least-most) of {plan.rounds} rounds, {plan.seconds:g} s a load; x is Pellicle's "
         f"figure over the other's, median of the rounds' ratios.\n"
-        f"Linux {system.release} {system.machine}, both nodes on the same {os.cpu_count()} cores, "
+        f"Linux {system.release} {system.machine}, {os.cpu_count()} cores, one for each node; "
         f"{min(others):.2f} to {max(others):.2f} of them busy with other work between rounds."
     )
 

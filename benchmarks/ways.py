@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from ipaddress import ip_address
 from typing import Any, Final
 
-from benchmarks import pingpong, wireguard
+from benchmarks import cores, pingpong, wireguard
 from pellicle import lab
 from pellicle.kernel import netns
 from pellicle.kernel.netlink import Netlink
@@ -95,11 +95,11 @@ def stand(way: Way, tell: Callable[[str], None]) -> Iterator[Path]:
 
 @contextmanager
 def process_in(pod: LabPod, argv: list[str]) -> Iterator[subprocess.Popen[str]]:
-    """A program in a pod, ended at the end; its output is to be read."""
+    """A program in a pod, on its node's core, ended at the end; its output is to be read."""
     # A session of its own: Ctrl-C is ours to handle.
     process = netns.start_in(
         pod.namespace,
-        argv,
+        cores.on_core(pod.node, argv),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -152,7 +152,7 @@ def _prove(path: Path, family: int) -> str:
 
 
 def _fit(way: Way) -> None:
-    """Offloads and the MTU of the pods' routes, at both ends."""
+    """Offloads, the MTU of the pods' routes, and who does the work, at both ends."""
     for pod in (CLIENT, SERVER):
         # Pellicle's datapath needs nothing of its pods: they keep what they were born with.
         _switch("eth0", pod.namespace, is_on=way is not BARE)
@@ -163,6 +163,7 @@ def _fit(way: Way) -> None:
         _switch(UPLINK, pod.node.namespace, is_on=way.is_offloaded)
         _switch(pod.node.wire_device, WIRE, is_on=way.is_offloaded)
         _route(pod.namespace, way)
+        cores.steer(pod.node)
 
 
 def _switch(device: str, namespace: str, *, is_on: bool) -> None:

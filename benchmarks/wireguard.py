@@ -16,6 +16,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Final, Self
 
+from benchmarks.cores import on_core
 from pellicle.kernel import netns
 from pellicle.kernel.netlink import Netlink
 from pellicle.lab.cabling import STATIC
@@ -73,7 +74,7 @@ def _start(node: LabNode, ends: ExitStack) -> None:
     # A session of its own: Ctrl-C is ours to handle, and takes the tunnel down in order.
     process = netns.start_in(
         node.namespace,
-        ["wireguard-go", "--foreground", name],
+        on_core(node, ["wireguard-go", "--foreground", name]),
         env={**os.environ, "LOG_LEVEL": "error"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
