@@ -16,18 +16,24 @@ PROCESSES = 2
 """As many as the smallest machine has cores."""
 
 
-def run_at_once(program: Program, frames: Sequence[bytes]) -> list[list[tuple[int, bytes]]]:
-    """For each process what came of each frame: the answer, and the frame as it was left."""
+def run_at_once(
+    program: Program, frames: Sequence[bytes], *others: Sequence[bytes]
+) -> list[list[tuple[int, bytes]]]:
+    """For each process what came of each frame: the answer, and the frame as it was left.
+
+    All get the same frames, or each its own.
+    """
+    lists = [frames, *others] if others else [frames] * PROCESSES
     context = multiprocessing.get_context("fork")  # descriptors of programs are inherited
-    start = context.Barrier(PROCESSES)
+    start = context.Barrier(len(lists))
     answers = context.SimpleQueue()
 
-    def run() -> None:
+    def run(own: Sequence[bytes]) -> None:
         start.wait(30)
-        done = [program.test_run(frame) for frame in frames]
+        done = [program.test_run(frame) for frame in own]
         answers.put([(each.retval, each.data) for each in done])
 
-    children = [context.Process(target=run) for _ in range(PROCESSES)]
+    children = [context.Process(target=run, args=(own,)) for own in lists]
     for child in children:
         child.start()
     results = [answers.get() for _ in children]

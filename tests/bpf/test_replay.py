@@ -187,6 +187,17 @@ def test_cores_at_once_open_each_packet_once(node: Node) -> None:
     assert row["bytes"] == count * len(INNER[4])
 
 
+def test_cores_at_once_count_what_each_of_them_opened(node: Node) -> None:
+    program, each = node.object.program("from_net"), WINDOW // 2
+    for first in range(1, 25 * WINDOW, WINDOW):
+        frames = [sealed(OVER4, first + n, INNER[4]) for n in range(2 * each)]
+        results = run_at_once(program, frames[::2], frames[1::2])
+        assert {action for result in results for action, _ in result} == {REDIRECT}
+    row = sa_in(node, OVER4)
+    assert row["packets"] == row["top"] == 25 * WINDOW
+    assert row["bytes"] == 25 * WINDOW * len(INNER[4])
+
+
 # --- the window alone ----------------------------------------------------------------------------
 
 
