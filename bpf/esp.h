@@ -27,6 +27,7 @@
 #define ESP_TRAILER 2
 #define ESP_DUMMY 59		       /* next header: no packet, RFC 4303 §2.6 */
 #define ESP_LONGEST (CCP_MAX - ESP_TRAILER) /* what can be sealed: a multiple of 4 with its trailer */
+_Static_assert(ESP_LONGEST == EXPORT_LONGEST, "route MTUs are made from it");
 
 _Static_assert(__builtin_offsetof(struct ccp, head) + CCP_HEAD == __builtin_offsetof(struct ccp, data),
 	       "headers and data are one frame");

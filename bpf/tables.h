@@ -267,6 +267,7 @@ enum exported {
 	EXPORT_MARK_MASK = MARK_MASK,
 	EXPORT_PROBE_ETHERTYPE = PROBE_ETHERTYPE,
 	EXPORT_REPLAY_WINDOW = REPLAY_WINDOW,
+	EXPORT_LONGEST = CCP_MAX - 2, /* the longest packet that the engine seals */
 };
 struct exported_enums { enum exported exported; enum reason reason; enum hook hook; enum peer_flags peer_flags;
 	enum probe_kind probe_kind; enum event_kind event_kind; };

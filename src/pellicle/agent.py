@@ -80,6 +80,7 @@ class Agent:
         self._socket = listen(config.run_dir / "agent.sock")
         self._bpf = self._load()
         self._decoder = Decoder.of(self._bpf.btf)
+        self._longest = self._bpf.btf.enum("exported")["EXPORT_LONGEST"]
         self._directory = Directory(config.directory, config.refresh_seconds)
         self._rejected: tuple[Rejected, ...] = ()
         self._pending: tuple[Rejected, ...] = ()
@@ -132,7 +133,11 @@ class Agent:
         """Routes to the door and keys; with encryption off, neither is wanted."""
         t, config = self._tables, self._config
         route = RoutePlan(
-            self._name, self._uplink.name, config.route_table, str(config.outer_family)
+            self._name,
+            self._uplink.name,
+            config.route_table,
+            str(config.outer_family),
+            self._longest,
         )
         self._reconciler(t.sas, self._sas, t.sas_up, once=True)
         self._reconciler(t.encrypt, encryption_table.target(self._bpf), t.encrypt_up)
@@ -239,7 +244,7 @@ class Agent:
     def _ports(self) -> Datapath:
         ports = PodPorts(
             self._tables, self._hooks, self._netlink, self._uplink, str(self._config.outer_family),
-            is_encrypting=self._keying is not None,
+            self._longest, is_encrypting=self._keying is not None,
         )  # fmt: skip
         return Datapath(ports.attach, ports.detach, ports.ready, ports.mtu, self._cni_trouble)
 
@@ -270,8 +275,8 @@ class Agent:
     def _make_sight(self) -> Sight:
         t = self._tables
         return Sight(
-            self._config, self._uplink.name, self._bpf, self._decoder, self._programs, self._sas,
-            self._keying, t.peers, t.nodes, t.endpoints, t.names, t.links, self._all_rejected,
+            self._config, self._uplink.name, self._longest, self._bpf, self._decoder,
+            self._programs, self._sas, self._keying, t.peers, t.nodes, t.endpoints, t.names, t.links, self._all_rejected,
             self._reconcilers, History(), self._problems,
         )  # fmt: skip
 

@@ -42,6 +42,8 @@ class Sight:
 
     config: Config
     uplink: str
+    longest: int
+    """Packet that the engine seals."""
     bpf: Object
     decoder: Decoder
     programs: ProgramTarget
@@ -289,7 +291,7 @@ def _mtu(sight: Sight) -> dict[str, int | None]:
     if link is None or not sight.config.enable_encrypt_l3:
         mtu = link.mtu if link else None
         return {"v4": mtu, "v6": mtu}
-    return {f"v{version}": inner_mtu(link.mtu, version) for version in (4, 6)}
+    return {f"v{version}": inner_mtu(link.mtu, version, sight.longest) for version in (4, 6)}
 
 
 def _all_rejected(sight: Sight) -> list[Rejected]:

@@ -28,11 +28,13 @@ class PodPorts:
         netlink: Netlink,
         uplink: Uplink,
         outer_family: str,
+        longest: int,
         *,
         is_encrypting: bool,
     ) -> None:
         self._tables, self._hooks, self._netlink = tables, hooks, netlink
         self._uplink, self._is_encrypting = uplink, is_encrypting
+        self._longest = longest
         families = {each.version for each in uplink.addresses}
         self._outer = min(families) if outer_family == "auto" else int(outer_family)
 
@@ -67,7 +69,7 @@ class PodPorts:
         """What fits a pod's packets: exact for the family that the tunnels prefer."""
         link = self._tables.links.rows.get(self._uplink.name)
         device = link.mtu if link else self._uplink.mtu
-        inner = inner_mtu(device, self._outer) if self._is_encrypting else device
+        inner = inner_mtu(device, self._outer, self._longest) if self._is_encrypting else device
         return Mtu(device, inner, inner)
 
     def _is_plugged(self, address: Address, endpoint: Endpoint, index: int) -> bool:

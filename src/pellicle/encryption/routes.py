@@ -37,13 +37,14 @@ DEFAULTS = (ip_network("0.0.0.0/0"), ip_network("::/0"))
 RouteName = tuple[Network, int, int]
 
 
-def inner_mtu(uplink_mtu: int, version: int) -> int:
+def inner_mtu(uplink_mtu: int, version: int, longest: int) -> int:
     """The longest IP packet that the uplink can carry sealed, with an outer header of `version`.
 
     What is encrypted, the packet and two bytes of trailer, is a multiple of four long (RFC 4303
-    §2.4): 1446 bytes in 1500 with IPv4 outside, 1426 with IPv6.
+    §2.4): 1446 bytes in 1500 with IPv4 outside, 1426 with IPv6. `longest`: what the engine can do.
     """
-    return (uplink_mtu - OUTER_BYTES[version] - ESP_BYTES) // 4 * 4 - 2
+    room = (uplink_mtu - OUTER_BYTES[version] - ESP_BYTES) // 4 * 4 - 2
+    return min(room, longest)
 
 
 def path_mtu(named: int, version: int) -> int:
@@ -59,6 +60,8 @@ class RoutePlan:
     uplink: str
     table: int
     outer_family: str
+    longest: int
+    """EXPORT_LONGEST: the engine seals no more, whatever the uplink could carry."""
 
     def rules(self) -> dict[Rule, Rule]:
         rows = (
@@ -89,7 +92,8 @@ class RoutePlan:
             outer = outer_addresses(own.addresses, node.addresses, self.outer_family)
             if outer is not None:
                 path = min(uplink.mtu, paths.get(outer[1], uplink.mtu))
-                routes.extend(self._to(node, own, door.index, inner_mtu(path, outer[1].version)))
+                mtu = inner_mtu(path, outer[1].version, self.longest)
+                routes.extend(self._to(node, own, door.index, mtu))
         return {route.key: route for route in routes}
 
     def _to(self, node: Node, own: Node, door: int, mtu: int) -> Iterable[Route]:

@@ -191,11 +191,11 @@ class Keyring:
         sending = self._sending
         if sending is None:
             sending = frozenset(pair.id for pair in self._chosen().values())
-        is_derived = True
+        is_done = True
         if self._is_listed:
-            is_derived = self._offer(own, now)
+            is_done = self._offer(own, now)
             for peer in (*self._peers.values(), *self._strays.values()):
-                self._end_pairs(peer, sending, now)
+                is_done &= not self._end_pairs(peer, sending, now)
             self._forget_gone()
         known = [peer for peer in self._peers.values() if peer.node]
         chosen = self._chosen()
@@ -211,7 +211,7 @@ class Keyring:
                 *self._refused,
                 *(r for p in known for r in p.record.rejected),
             ),
-            wake=min(self._wakes(own, sending, now), default=None) if is_derived else now,
+            wake=min(self._wakes(own, sending, now), default=None) if is_done else now,
         )
 
     def _offer(self, own: OwnOffers, now: float) -> bool:
@@ -304,16 +304,19 @@ class Keyring:
         chosen = ((peer.name, peer.choose()) for peer in self._peers.values())
         return {name: pair for name, pair in chosen if pair}
 
-    def _end_pairs(self, peer: Peer, sending: frozenset[PairId], now: float) -> None:
+    def _end_pairs(self, peer: Peer, sending: frozenset[PairId], now: float) -> bool:
+        """Take away what is over; whether our offers must be looked at again."""
         peer.date(now)
+        is_overdue = False
         for pair in list(peer.pairs.values()):
             if pair.lose_if_overdue(now):
-                self._sas = None
+                is_overdue, self._sas = True, None
             ends_at = peer.ends_at(pair, self._drain, sending)
             if ends_at is not None and now >= ends_at:
                 self._remove(peer, pair)
         for pair in peer.surplus():
             self._remove(peer, pair)
+        return is_overdue
 
     def _remove(self, peer: Peer, pair: Pair) -> None:
         del peer.pairs[pair.id], self._pairs[pair.id]

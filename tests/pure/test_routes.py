@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Routes to the door and their MTU, planned from facts alone."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address, ip_network
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pellicle.datapath.programs import DOOR_HOST
+from pellicle.encryption.paths import HOLDS_SECONDS, PathMtus
+from pellicle.encryption.routes import (
+    DEFAULTS,
+    ESP_BYTES,
+    OUTER_BYTES,
+    RoutePlan,
+    inner_mtu,
+    path_mtu,
+)
+from pellicle.facts import Address, Link, Node, NodeName
+from pellicle.table import Table
+from pellicle.wire.netlink import RouteKind, Rule
+
+LONGEST = 2046
+HERE = Node(
+    NodeName("n1"),
+    (ip_address("192.0.2.1"), ip_address("2001:db8::1")),
+    (ip_network("10.244.1.0/24"), ip_network("fd00:244:1::/64")),
+)
+BOTH = Node(
+    NodeName("n2"),
+    (ip_address("192.0.2.2"), ip_address("2001:db8::2")),
+    (ip_network("10.244.2.0/24"), ip_network("fd00:244:2::/64")),
+)
+SIX = Node(NodeName("n3"), (ip_address("2001:db8::3"),), (ip_network("10.244.3.0/24"),))
+FOREIGN = Node(NodeName("n4"), (), (ip_network("10.244.4.0/24"),))
+LINKS = {
+    "eth0": Link("eth0", 2, "", 1500, is_up=True),
+    DOOR_HOST: Link(DOOR_HOST, 5, "", 1500, is_up=True),
+}
+PLAN = RoutePlan(HERE.name, "eth0", 200, "auto", LONGEST)
+
+
+def nodes(*others: Node) -> dict[NodeName, Node]:
+    return {node.name: node for node in (HERE, *others)}
+
+
+@pytest.mark.parametrize(
+    ("uplink", "version", "inner"),
+    [(1500, 4, 1446), (1500, 6, 1426), (1400, 4, 1346), (9000, 4, LONGEST), (1280, 6, 1206)],
+)
+def test_the_mtu_is_exact(uplink: int, version: int, inner: int) -> None:
+    assert inner_mtu(uplink, version, LONGEST) == inner
+
+
+@given(st.integers(1280, 9000), st.sampled_from([4, 6]))
+def test_the_longest_packet_fits_and_one_more_byte_does_not(uplink: int, version: int) -> None:
+    def sealed(inner: int) -> int:
+        return OUTER_BYTES[version] + ESP_BYTES + (inner + 2 + 3) // 4 * 4
+
+    inner = inner_mtu(uplink, version, 1 << 20)
+    assert sealed(inner) <= uplink < sealed(inner + 1)
+
+
+def test_peers_are_reached_through_the_door_and_nothing_marked_goes_elsewhere() -> None:
+    rows = PLAN.routes(nodes(BOTH), LINKS, {})
+    shown = {(str(r.destination), r.table, r.kind, r.device, r.mtu) for r in rows.values()}
+    unicast = RouteKind.UNICAST
+    assert shown == {
+        *((str(default), 200, RouteKind.BLACKHOLE, None, None) for default in DEFAULTS),
+        ("192.0.2.2/32", 200, unicast, 5, 1446),
+        ("2001:db8::2/128", 200, unicast, 5, 1446),
+        ("10.244.2.0/24", 200, unicast, 5, 1446),
+        ("fd00:244:2::/64", 200, unicast, 5, 1446),
+        ("10.244.2.0/24", 254, unicast, 5, 1446),
+        ("fd00:244:2::/64", 254, unicast, 5, 1446),
+    }
+    sources = {str(r.source) for r in rows.values() if r.table == 254}
+    assert sources == {"10.244.1.1", "fd00:244:1::1"}
+
+
+def test_the_mtu_follows_the_family_outside_and_the_path() -> None:
+    rows = PLAN.routes(nodes(BOTH, SIX), LINKS, {ip_address("192.0.2.2"): 1400})
+    mtus = {str(r.destination): r.mtu for r in rows.values() if r.table == 254}
+    assert mtus["10.244.2.0/24"] == 1346
+    assert mtus["10.244.3.0/24"] == 1426
+
+
+@pytest.mark.parametrize("missing", ["eth0", DOOR_HOST])
+def test_nothing_is_routed_without_door_or_uplink(missing: str) -> None:
+    links = {name: link for name, link in LINKS.items() if name != missing}
+    assert PLAN.routes(nodes(BOTH), links, {}) == {}
+
+
+def test_nothing_is_routed_to_a_node_that_no_tunnel_can_reach() -> None:
+    rows = PLAN.routes(nodes(FOREIGN), LINKS, {})
+    assert {r.kind for r in rows.values()} == {RouteKind.BLACKHOLE}
+
+
+def test_marked_packets_look_into_our_table_first() -> None:
+    assert set(PLAN.rules()) == {
+        Rule(version, 1, 200, mark=0xE00, mask=0xF00) for version in (4, 6)
+    }
+
+
+class _Clock:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_a_routers_word_narrows_a_path_for_a_while() -> None:
+    clock, table = _Clock(), Table[Address, int]("paths")
+    paths = PathMtus(table, 1500, clock)
+    peer = BOTH.addresses[0]
+    paths.narrow(peer, 1400, [HERE, BOTH])
+    assert dict(table.rows) == {peer: 1400}
+    clock.now += HOLDS_SECONDS - 1
+    paths.forget()
+    assert dict(table.rows) == {peer: 1400}
+    clock.now += 2
+    paths.forget()
+    assert dict(table.rows) == {}
+
+
+@pytest.mark.parametrize(
+    ("address", "mtu"),
+    [("192.0.2.2", 1500), ("192.0.2.2", 9000), ("198.51.100.1", 1400)],
+    ids=["no news", "more than there is", "of nobody we know"],
+)
+def test_a_word_that_says_nothing_is_not_believed(address: str, mtu: int) -> None:
+    table = Table[Address, int]("paths")
+    PathMtus(table, 1500, _Clock()).narrow(ip_address(address), mtu, [HERE, BOTH])
+    assert dict(table.rows) == {}
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_a_hostile_router_cannot_take_the_room_of_ipv6(version: int) -> None:
+    assert inner_mtu(path_mtu(68, version), version, LONGEST) >= 1280
