@@ -25,11 +25,12 @@
 #define ESP_HEAD 16
 #define ESP_ICV 16
 #define ESP_TRAILER 2
-#define ESP_DUMMY 59		       /* next header: no packet, RFC 4303 §2.6 */
-#define ESP_LONGEST (CCP_MAX - ESP_TRAILER) /* what can be sealed: a multiple of 4 with its trailer */
+#define ESP_DUMMY 59 /* next header: no packet, RFC 4303 §2.6 */
+#define ESP_LONGEST (CCP_MAX - ESP_TRAILER) /* what can be sealed, its trailer added */
 _Static_assert(ESP_LONGEST == EXPORT_LONGEST, "route MTUs are made from it");
 
-_Static_assert(__builtin_offsetof(struct ccp, head) + CCP_HEAD == __builtin_offsetof(struct ccp, data),
+_Static_assert(__builtin_offsetof(struct ccp, data) ==
+		       __builtin_offsetof(struct ccp, head) + CCP_HEAD,
 	       "headers and data are one frame");
 
 struct esp_head {
@@ -64,7 +65,7 @@ static __always_inline void esp_prepare(struct ccp *c, const __u32 *key, __u32 s
 	c->aad_len = 12;
 }
 
-/* --- sealing ------------------------------------------------------------------------------------------ */
+/* --- sealing ---------------------------------------------------------------------------------- */
 
 /* The len bytes in c->data become a sealed ESP packet, its header at the end of c->head and its ICV
  * at c->data + c->len.  The number is used up even if a later step fails.
@@ -100,7 +101,7 @@ static __always_inline int esp_seal(struct ccp *c, struct sa_out *sa, __u32 len,
 	return REASON_NONE;
 }
 
-/* --- opening ------------------------------------------------------------------------------------------ */
+/* --- opening ---------------------------------------------------------------------------------- */
 
 /* Is the ICV behind the data the one that ccp_tag made?  In time that depends on neither. */
 static __always_inline int esp_is_authentic(const struct ccp *c, __u32 len)

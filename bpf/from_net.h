@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: (BSD-2-Clause OR GPL-2.0-only)
-/* From the wire: ESP for this node is authenticated, opened, checked against the node whose keys it
- * bore, and handed to its pod; cleartext that claims to come from a pod is refused; the rest passes.
+/* From the wire: ESP for this node is authenticated, opened, checked against the node whose keys
+ * it bore, and handed to its pod; cleartext that claims to be a pod's is refused; the rest passes.
  *
  * An SA changes only by packets that authenticate: refused ones leave nothing but a count.
  */
@@ -10,7 +10,7 @@
 #include "deliver.h"
 #include "pmtu.h"
 
-/* --- the SA ------------------------------------------------------------------------------------------- */
+/* --- the SA ----------------------------------------------------------------------------------- */
 
 static __always_inline void sa_event(struct scratch *s, __u32 kind, __u32 probe)
 {
@@ -55,7 +55,7 @@ static __always_inline int sa_in_accept(struct scratch *s, struct sa_in *sa, __u
 	return REASON_NONE;
 }
 
-/* --- opening ------------------------------------------------------------------------------------------ */
+/* --- opening ---------------------------------------------------------------------------------- */
 
 /* The stack, which would see to it, never meets the outer IPv4 header: RFC 1122 §3.2.1.2. */
 static __always_inline int outer_is_intact(struct __sk_buff *skb, struct scratch *s)
@@ -127,7 +127,7 @@ static __always_inline int esp_probe(struct scratch *s, __u32 len)
 	return PROBE_RECEIVED;
 }
 
-/* --- the hook ------------------------------------------------------------------------------------------- */
+/* --- the hook --------------------------------------------------------------------------------- */
 
 static __always_inline int from_net_esp(struct __sk_buff *skb, struct scratch *s)
 {

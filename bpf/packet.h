@@ -22,8 +22,8 @@
 #define swap32(x) __builtin_bswap32(x)
 #define swap64(x) __builtin_bswap64(x)
 
-/* What the caller has checked, so that verifiers of every age see it: 1 <= len <= size, a power of 2.
- * Comparisons get folded by the compiler until older ones do not.
+/* What the caller has checked, so that verifiers of every age see it: 1 <= len <= size, a power
+ * of 2.  Comparisons get folded by the compiler until older ones do not.
  */
 static __always_inline __u32 bounded(__u32 len, __u32 size)
 {
@@ -57,7 +57,7 @@ static __always_inline int packet_load(struct __sk_buff *skb, struct packet *p, 
 	return bpf_skb_load_bytes(skb, at, to, len);
 }
 
-/* --- Ethernet ------------------------------------------------------------------------------------ */
+/* --- Ethernet --------------------------------------------------------------------------------- */
 
 static __always_inline int parse_ethernet(struct __sk_buff *skb, struct packet *p)
 {
@@ -81,7 +81,7 @@ static __always_inline int parse_ethernet(struct __sk_buff *skb, struct packet *
 	return REASON_NONE;
 }
 
-/* --- IP ------------------------------------------------------------------------------------------ */
+/* --- IP --------------------------------------------------------------------------------------- */
 
 /* 0 in a header's length field is not a lie in GSO packets of more than 64 KB (BIG TCP). */
 static __always_inline int set_length(struct __sk_buff *skb, struct packet *p, __u32 fixed,
@@ -180,7 +180,7 @@ static __always_inline int parse_ipv6(struct __sk_buff *skb, struct packet *p)
 	return parse_extensions(skb, p);
 }
 
-/* --- ports, or what ICMP has instead --------------------------------------------------------------- */
+/* --- ports, or what ICMP has instead ---------------------------------------------------------- */
 
 static __always_inline int is_echo(const struct packet *p, __u8 type)
 {
@@ -265,9 +265,9 @@ __noinline int packet_parse(struct __sk_buff *skb, struct packet *p)
 	return reason;
 }
 
-/* --- room ------------------------------------------------------------------------------------------ */
+/* --- room ------------------------------------------------------------------------------------- */
 
-/* What the stack's 512 bytes cannot hold. One for each core; no two programs run on one at a time. */
+/* What the stack's 512 bytes cannot hold.  One for each core, where one program runs at a time. */
 struct scratch {
 	struct ccp ccp;
 	struct packet packet; /* being judged: the inner one, once it is opened */

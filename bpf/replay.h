@@ -4,8 +4,8 @@
  *     ... top-1024 | top-1023 ................. top | top+1 ...
  *       too old    |   the window: one bit each     |  new
  *
- * The window is a ring of 2048 bits, bit s % 2048 for number s.  When top moves on, the 64-bit words
- * it enters are cleared; the ring is long enough that none of those is still inside the window.
+ * The window is a ring of 2048 bits, bit s % 2048 for number s.  When top moves on, the 64-bit
+ * words it enters are cleared; the ring is so long that none of those is still in the window.
  */
 #pragma once
 #include "tables.h"
@@ -28,8 +28,8 @@ static __always_inline __u64 sequence_infer(__u64 top, __u32 low)
 	return (__u64)high << 32 | low;
 }
 
-/* A number left of the window reads as one almost 2^32 right of it, and then cannot authenticate: its
- * high half was another.  So this is what to call a failure in the farther half of that way.
+/* A number left of the window reads as one almost 2^32 right of it, and then cannot authenticate:
+ * its high half was another.  So this is what to call a failure in the farther half of that way.
  */
 static __always_inline int sequence_is_old(__u64 top, __u64 sequence)
 {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: (BSD-2-Clause OR GPL-2.0-only)
-/* The last door: whatever leaves by the uplink for an address that must be encrypted, and is not our
- * ESP, is a leak, and stops here.  It trusts nothing that happened before.
+/* The last door: whatever leaves by the uplink for an address that must be encrypted, and is not
+ * our ESP, is a leak, and stops here.  It trusts nothing that happened before.
  */
 #pragma once
 #include "verdict.h"

@@ -13,7 +13,7 @@
 #define ECN_CE 3
 #define TUNNEL_STORE (BPF_F_RECOMPUTE_CSUM | BPF_F_INVALIDATE_HASH)
 
-/* --- headers ---------------------------------------------------------------------------------------- */
+/* --- headers ---------------------------------------------------------------------------------- */
 
 static __always_inline __u16 fold(__u32 sum)
 {
@@ -27,8 +27,8 @@ static __always_inline void outer_ethernet(struct ethhdr *eth, __be16 ethertype)
 	eth->h_proto = ethertype;
 }
 
-/* Normal mode of RFC 6040 §4.1: DSCP and ECN are the inner packet's.  DF is always set: the route's
- * MTU is exact, and fragments would be refused by the peer.
+/* Normal mode of RFC 6040 §4.1: DSCP and ECN are the inner packet's.  DF is always set: the
+ * route's MTU is exact, and fragments would be refused by the peer.
  */
 static __always_inline void outer_ipv4(struct ccp *c, const struct sa_out *sa, __u8 tos)
 {
@@ -67,7 +67,7 @@ static __always_inline void outer_ipv6(struct ccp *c, const struct sa_out *sa, _
 	__builtin_memcpy(&ip->daddr, &sa->destination, sizeof(ip->daddr));
 }
 
-/* --- skb --------------------------------------------------------------------------------------------- */
+/* --- skb -------------------------------------------------------------------------------------- */
 
 /* skb->protocol, by which the kernel picks the family, follows the frame only where the kernel lets
  * it: between the two IPs there is a helper.  From anything else, taking off a VLAN tag reads it
@@ -93,15 +93,18 @@ static __always_inline int tunnel_fits(struct __sk_buff *skb, const struct sa_ou
 	__u32 size = esp_length(len);
 
 	size += addr_is_ipv4(&sa->destination) ? sizeof(struct iphdr) : sizeof(struct ipv6hdr);
-	return bpf_check_mtu(skb, config.uplink_ifindex, &size, 0, 0) != BPF_MTU_CHK_RET_FRAG_NEEDED;
+	return bpf_check_mtu(skb, config.uplink_ifindex, &size, 0, 0) !=
+	       BPF_MTU_CHK_RET_FRAG_NEEDED;
 }
 
 /* Seals c->data[0..len) with the SA's next number and makes the skb that ESP packet. */
 __noinline int tunnel_seal(struct __sk_buff *skb, struct scratch *s, struct sa_out *sa, __u32 len,
 			   __u32 next_header)
 {
+	__be16 ethertype;
 	struct ccp *c;
-	int reason, error;
+	__u32 room;
+	int reason;
 
 	if (!s || !sa)
 		return DROP_SEAL_FAILED;
@@ -111,25 +114,20 @@ __noinline int tunnel_seal(struct __sk_buff *skb, struct scratch *s, struct sa_o
 	reason = esp_seal(c, sa, len, next_header);
 	if (reason)
 		return reason;
-	len = c->len;
-	opaque(len);
-	if (len > CCP_MAX)
-		return DROP_SEAL_FAILED;
 	if (addr_is_ipv4(&sa->destination)) {
+		ethertype = swap16(ETH_P_IP);
+		room = OUTER_IPV4 + ESP_HEAD;
 		outer_ipv4(c, sa, s->packet.tos);
-		len += OUTER_IPV4 + ESP_HEAD + ESP_ICV;
-		error = tunnel_set_family(skb, swap16(ETH_P_IP)) || bpf_skb_change_tail(skb, len, 0) ||
-			bpf_skb_store_bytes(skb, 0, &c->head[CCP_HEAD - ESP_HEAD - OUTER_IPV4], len,
-					    TUNNEL_STORE);
 	} else {
+		ethertype = swap16(ETH_P_IPV6);
+		room = OUTER_IPV6 + ESP_HEAD;
 		outer_ipv6(c, sa, s->packet.tos, s->packet.hash);
-		len += OUTER_IPV6 + ESP_HEAD + ESP_ICV;
-		error = tunnel_set_family(skb, swap16(ETH_P_IPV6)) ||
-			bpf_skb_change_tail(skb, len, 0) ||
-			bpf_skb_store_bytes(skb, 0, &c->head[CCP_HEAD - ESP_HEAD - OUTER_IPV6], len,
-					    TUNNEL_STORE);
 	}
-	return error ? DROP_SEAL_FAILED : REASON_NONE;
+	len = room + bounded(c->len, CCP_MAX) + ESP_ICV;
+	if (tunnel_set_family(skb, ethertype) || bpf_skb_change_tail(skb, len, 0) ||
+	    bpf_skb_store_bytes(skb, 0, &c->head[CCP_HEAD - room], len, TUNNEL_STORE))
+		return DROP_SEAL_FAILED;
+	return REASON_NONE;
 }
 
 /* Makes the skb the opened packet c->data[0..len), behind the Ethernet addresses it came with. */
@@ -147,7 +145,7 @@ __noinline int tunnel_open(struct __sk_buff *skb, struct ccp *c, __u32 len, __u3
 	return REASON_NONE;
 }
 
-/* --- the opened packet's header ------------------------------------------------------------------------ */
+/* --- the opened packet's header --------------------------------------------------------------- */
 
 /* RFC 6040 §4.2, figure 4.  Answers the inner TOS, or -1: congestion was marked on a packet whose
  * sender would not understand it, so it must be dropped.
@@ -171,8 +169,8 @@ static __always_inline void ipv4_update(struct iphdr *ip, __u16 old, __u16 new)
 }
 
 /* Gives the inner header its new TOS and TTL, in scratch and in the skb. */
-static __always_inline int tunnel_rewrite(struct __sk_buff *skb, struct ccp *c, int is_ipv4, __u8 tos,
-					  __u8 ttl)
+static __always_inline int tunnel_rewrite(struct __sk_buff *skb, struct ccp *c, int is_ipv4,
+					  __u8 tos, __u8 ttl)
 {
 	struct iphdr *ip = (void *)c->data;
 	__u16 *words = (void *)c->data, old_tos = words[0], old_ttl = words[4];

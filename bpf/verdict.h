@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: (BSD-2-Clause OR GPL-2.0-only)
 /* The only exit: every packet that ends here or passes a border is counted by reason, and its flow
- * reported: at once when it is new, then at most every config.flow_interval_ms.  Rows count from the
- * flow's first packet, so an event that finds the ring buffer full loses no count.
+ * reported: at once when it is new, then at most every config.flow_interval_ms.  Rows count from
+ * the flow's first packet, so an event that finds the ring buffer full loses no count.
  */
 #pragma once
 #include "peer.h"
