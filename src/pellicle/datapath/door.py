@@ -4,7 +4,8 @@
     stack ─▶ pellicle_host ═══ pellicle_net ─▶ `door` at its ingress: sealed or dropped
 
 Transmit offloads are off on pellicle_host, so what arrives at the other end has been segmented
-and checksummed. pellicle_host carries the pods' gateway addresses; pellicle_net carries nothing.
+and checksummed, and lies in one piece (no scatter-gather): sealing need not gather it first.
+pellicle_host carries the pods' gateway addresses; pellicle_net carries nothing.
 """
 
 from __future__ import annotations
@@ -18,11 +19,10 @@ from pellicle.datapath.programs import DOOR_HOST, DOOR_MAC, DOOR_NET
 from pellicle.facts import Address, Link, Node, NodeName
 from pellicle.kernel.netlink import Netlink
 from pellicle.kernel.netns import read_sysctl, write_sysctl
-from pellicle.kernel.offloads import Offload, is_on, switch_off
+from pellicle.kernel.offloads import ALL_TRANSMIT, is_on, switch_off
 from pellicle.wire.link import LinkAddress, VethEnd
 
 FORWARDING = {"net/ipv4/ip_forward": "1", "net/ipv6/conf/all/forwarding": "1"}
-FINISHING = (Offload.SEGMENTATION, Offload.TCP_SEGMENTATION, Offload.TRANSMIT_CHECKSUM)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class DoorTarget:
         host, net = links.get(DOOR_HOST), links.get(DOOR_NET)
         if host is None or net is None or not (host.is_up and net.is_up):
             return {}
-        if host.mac != DOOR_MAC or any(is_on(DOOR_HOST, offload) for offload in FINISHING):
+        if host.mac != DOOR_MAC or any(is_on(DOOR_HOST, offload) for offload in ALL_TRANSMIT):
             return {}
         if any(read_sysctl(name) != value for name, value in FORWARDING.items()):
             return {}
@@ -95,7 +95,7 @@ class DoorTarget:
         self._netlink.change_link(net, is_up=True, mtu=door.mtu)
         self._netlink.change_link(host, has_link_local=False, is_noarp=True)
         self._netlink.change_link(host, is_up=True, mtu=door.mtu, mac=DOOR_MAC)
-        switch_off(DOOR_HOST, FINISHING)
+        switch_off(DOOR_HOST, ALL_TRANSMIT)
         self._put_addresses(host, door.addresses)
 
     def _put_addresses(self, host: int, wanted: frozenset[Address]) -> None:
