@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Large things: TCP both ways at once, and what pods leave to their devices to cut and to sum.
+
+A pod hands its device 64 KB at a time, without checksums. The door makes packets of that.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from pellicle import lab
+from pellicle.kernel import netns
+from pellicle.kernel.netlink import Netlink
+from pellicle.kernel.offloads import ALL_TRANSMIT, Offload, switch_off, switch_on
+from pellicle.lab import agents
+from pellicle.lab.sniffer import Sniffer
+from pellicle.lab.topology import LabNode, pod_named
+from tests.net.loaded import address_of, assert_private
+from tests.net.parcels import INNER, IP_UDP, SECRET, content, open_in, parcels
+
+MakeLab = Callable[..., lab.LabState]
+A, B = "n1/p1", "n2/p1"
+MEGABYTE = content(1 << 20)
+MEGABYTES = 6
+UDP_SEGMENT = 103
+"""linux/udp.h: the device cuts what was sent at once into datagrams of this size."""
+OFF = {
+    "all offloads": (),
+    "no segmentation": (Offload.SEGMENTATION, Offload.TCP_SEGMENTATION),
+    "no checksums either": ALL_TRANSMIT,
+}
+both = pytest.mark.parametrize("family", [4, 6], ids=["IPv4", "IPv6"])
+
+
+@pytest.fixture(scope="module", params=[4, 6], ids=["IPv4-outside", "IPv6-outside"])
+def outer(make_lab: MakeLab, request: pytest.FixtureRequest) -> int:
+    lab.down()  # a pod keeps the MTU that it was made with
+    make_lab(2, 1, settings={"outer_family": str(request.param)})
+    return int(request.param)
+
+
+@both
+@pytest.mark.parametrize("off", OFF)
+def test_tcp_is_intact_both_ways_at_once(outer: int, family: int, off: str) -> None:
+    before = _drops()
+    with Sniffer(markers=[SECRET], nonces=True) as wire, _without(OFF[off]):
+        with _connected(A, B, family) as (here, there), _longest(A) as longest:
+            for each in (here, there):
+                assert _segment(each) == INNER[outer] - IP_UDP[family] - 24, "MTU, less headers"
+            assert _exchange(here, there) == [True, True]
+            if off == "all offloads":
+                assert longest() > 16 * INNER[outer], "cut by the door, not by the pod"
+            else:
+                assert longest() <= INNER[outer] + 14
+        assert_private(wire)
+        assert wire.reuses() == ()
+    assert _drops() == before
+
+
+@both
+@pytest.mark.parametrize("size", [1, 100, 1000, None], ids=["1", "100", "1000", "longest"])
+def test_udp_that_is_cut_by_the_device_arrives(outer: int, family: int, size: int | None) -> None:
+    size = size or INNER[outer] - IP_UDP[family]
+    number = min(40, 60_000 // size)
+    with Sniffer(markers=[SECRET]) as wire, parcels(A, B, family) as post:
+        post.sender.setsockopt(socket.IPPROTO_UDP, UDP_SEGMENT, size)
+        whole = content(number * size + size // 2)
+        post.send(whole)
+        pieces = [whole[at : at + size] for at in range(0, len(whole), size)]
+        assert [post.receive().content for _ in pieces] == pieces
+        assert post.is_silent()
+        assert_private(wire)
+
+
+@contextmanager
+def _without(offloads: tuple[Offload, ...]) -> Iterator[None]:
+    """In both pods."""
+    places = [pod_named(pod).namespace for pod in (A, B)]
+    for place in places:
+        switch_off("eth0", offloads, place)
+    try:
+        yield
+    finally:
+        for place in places:
+            switch_on("eth0", offloads, place)
+
+
+@contextmanager
+def _connected(
+    source: str, destination: str, family: int
+) -> Iterator[tuple[socket.socket, socket.socket]]:
+    kind = socket.SOCK_STREAM
+    with open_in(destination, family, kind) as server, open_in(source, family, kind) as here:
+        server.bind(("", 0))
+        server.listen(1)
+        here.connect((address_of(destination, family), server.getsockname()[1]))
+        there, _ = server.accept()
+        with there:
+            for each in (here, there):
+                each.settimeout(60)
+            yield here, there
+
+
+def _segment(connection: socket.socket) -> int:
+    """What of each segment is data, with time stamps (RFC 7323)."""
+    return connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG)
+
+
+def _exchange(here: socket.socket, there: socket.socket) -> list[bool]:
+    """Both send at the same time; whether each got what was sent, in the order of the arguments."""
+    intact = [False, False]
+
+    def receive(number: int, connection: socket.socket) -> None:
+        got = bytearray()
+        while piece := connection.recv(1 << 18):
+            got += piece
+        intact[number] = bytes(got) == MEGABYTE * MEGABYTES
+
+    def send(connection: socket.socket) -> None:
+        connection.sendall(MEGABYTE * MEGABYTES)
+        connection.shutdown(socket.SHUT_WR)
+
+    threads = [
+        *(threading.Thread(target=receive, args=row) for row in enumerate((here, there))),
+        *(threading.Thread(target=send, args=(each,)) for each in (here, there)),
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return intact
+
+
+@contextmanager
+def _longest(pod: str) -> Iterator[Callable[[], int]]:
+    """The longest frame that the pod's host device has received so far."""
+    place = pod_named(pod)
+    with Netlink(place.namespace) as inside, Netlink(place.node.namespace) as node:
+        peer = inside.link("eth0").peer
+        name = next(link.name for link in node.links().values() if link.index == peer)
+    lengths = [0]
+
+    def drain() -> int:
+        tap.setblocking(False)
+        try:
+            while True:
+                lengths[0] = max(lengths[0], tap.recv_into(room, 0, socket.MSG_TRUNC))
+        except BlockingIOError:
+            return lengths[0]
+
+    room = bytearray(64)
+    with netns.socket_in(place.node.namespace, socket.AF_PACKET, socket.SOCK_RAW, 0) as tap:
+        tap.bind((name, 0x0003))
+        yield drain
+
+
+def _drops() -> list[dict[str, int]]:
+    statuses = [agents.status(LabNode(number)) for number in (1, 2)]
+    return [{row["reason"]: row["packets"] for row in status["drops"]} for status in statuses]
