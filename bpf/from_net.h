@@ -172,7 +172,7 @@ static __always_inline int from_net_clear(struct __sk_buff *skb, struct scratch 
 {
 	struct packet *p = &s->packet;
 
-	if (peer_must_be_encrypted(&p->source))
+	if (peer_must_be_encrypted(&p->source, &p->destination))
 		return DROP_CLEAR_FROM_CLUSTER;
 	if (p->is_fragment || !addr_is_self(&p->destination))
 		return REASON_NONE;

@@ -39,12 +39,27 @@ static __always_inline int cluster_has(const struct addr *addr)
 	return bpf_map_lookup_elem(&cluster_cidrs, &key) != 0;
 }
 
-/* A pod's address, or one that may be a pod's: cleartext from or to it crosses no border.  Node
- * addresses are no pods', even inside the cluster's CIDRs.
+/* A pod's address, or one that may be a pod's.  Node addresses are no pods', even inside the
+ * cluster's CIDRs.
  */
-static __always_inline int peer_must_be_encrypted(const struct addr *addr)
+static __always_inline int peer_may_be_pod(const struct addr *addr)
 {
 	struct peer *peer = peer_find(addr);
 
 	return peer ? !(peer->flags & PEER_NODE) : cluster_has(addr);
+}
+
+/* Must cleartext between `there`, beyond the border, and `here` not cross it?  So it is if either end
+ * may be a pod and the other is a pod or node: what those say is sealed.  Nodes among themselves are
+ * free.
+ */
+static __always_inline int peer_must_be_encrypted(const struct addr *there, const struct addr *here)
+{
+	struct peer *peer = peer_find(there);
+
+	if (!peer)
+		return cluster_has(there);
+	if (!(peer->flags & PEER_NODE))
+		return 1;
+	return !addr_is_self(here) && peer_may_be_pod(here);
 }

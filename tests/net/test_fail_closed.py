@@ -19,6 +19,7 @@ import pytest
 from scapy.all import IP, UDP, Ether, IPv6
 
 from pellicle import lab
+from pellicle.datapath.programs import DOOR_HOST
 from pellicle.kernel import netns
 from pellicle.kernel.bpf import Map
 from pellicle.kernel.netlink import Netlink
@@ -196,6 +197,25 @@ def test_without_the_doors_program_nothing_passes(two: lab.LabState) -> None:
         assert wire.marks() == {}
         assert wire.leaks() == ()
     until((N1.bpffs / "links" / "ingress_pellicle_net").exists, "healed")
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_without_the_door_nothing_from_a_pod_reaches_a_node_in_the_clear(
+    two: lab.LabState, family: int
+) -> None:
+    """Nodes may talk in the clear, pods may not, and the main table knows a way to every node."""
+    node = "192.168.2.2" if family == 4 else "fd00:168:2::2"
+    with Sniffer(markers=[MARKER]) as wire:
+        _run_on(N1, ["ip", "link", "del", DOOR_HOST])
+        for _ in range(5):
+            _speak("n1/p1", node)
+        _run_on(N1, ["ip", f"-{family}", "rule", "del", "pref", "1"])
+        for _ in range(5):
+            _speak("n1/p1", node)
+        wire.settle()
+        assert wire.marks() == {}
+    lab.restart_agent("n1")
+    until(lambda: bool(agents.status(N1)["healthy"]), "it is mended")
 
 
 def test_encryption_off_is_never_silent(make_lab: MakeLab) -> None:

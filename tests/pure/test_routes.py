@@ -88,10 +88,15 @@ def test_the_mtu_follows_the_family_outside_and_the_path() -> None:
     assert mtus["10.244.3.0/24"] == 1426
 
 
-@pytest.mark.parametrize("missing", ["eth0", DOOR_HOST])
-def test_nothing_is_routed_without_door_or_uplink(missing: str) -> None:
+@pytest.mark.parametrize("missing", ["eth0", DOOR_HOST, "record"])
+def test_without_door_or_uplink_what_is_marked_goes_nowhere(missing: str) -> None:
+    """Above all not on to the main table, which knows a way in the clear."""
     links = {name: link for name, link in LINKS.items() if name != missing}
-    assert PLAN.routes(nodes(BOTH), links, {}) == {}
+    known = {BOTH.name: BOTH} if missing == "record" else nodes(BOTH)
+    rows = PLAN.routes(known, links, {})
+    assert {(r.destination, r.table, r.kind) for r in rows.values()} == {
+        (default, 200, RouteKind.BLACKHOLE) for default in DEFAULTS
+    }
 
 
 def test_nothing_is_routed_to_a_node_that_no_tunnel_can_reach() -> None:

@@ -75,17 +75,17 @@ class RoutePlan:
         links: Mapping[str, Link],
         paths: Mapping[Address, int],
     ) -> dict[RouteName, Route]:
-        """Nothing while the door, the uplink or this node's own record is missing.
+        """Only blackholes while the door, the uplink or this node's own record is missing.
 
         `paths`: MTU that routers between the nodes have named, by the peer's outer address.
         """
-        door, uplink, own = links.get(DOOR_HOST), links.get(self.uplink), nodes.get(self.local)
-        if door is None or uplink is None or own is None or not door.is_up:
-            return {}
         routes = [
             Route(default, table=self.table, kind=RouteKind.BLACKHOLE, metric=LAST_RESORT)
             for default in DEFAULTS
         ]
+        door, uplink, own = links.get(DOOR_HOST), links.get(self.uplink), nodes.get(self.local)
+        if door is None or uplink is None or own is None or not door.is_up:
+            return {route.key: route for route in routes}
         for node in nodes.values():
             if node.name == own.name:
                 continue
