@@ -152,15 +152,15 @@ class Peer:
         for pair in self.pairs.values():
             pair.date(now)
             if self.is_live(pair):
-                pair.dying_since = pair.silent_since = None
+                pair.dying_since = None
             elif pair.dying_since is None:
                 pair.dying_since, pair.ask_at = now, None
-        if self._heard_at() == now:
-            for pair in self.pairs.values():
-                if pair.heard_at == now or pair.dying_since is None:
-                    pair.silent_since = None
-                elif pair.silent_since is None:
-                    pair.silent_since = now
+        is_heard = self._heard_at() == now
+        for pair in self.pairs.values():
+            if pair.heard_at == now or pair.dying_since is None:
+                pair.silent_since = None
+            elif is_heard and pair.silent_since is None:
+                pair.silent_since = now
 
     def _heard_at(self) -> float | None:
         """When the peer was last heard on a live pair."""
