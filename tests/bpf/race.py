@@ -17,11 +17,11 @@ PROCESSES = 2
 
 
 def run_at_once(
-    program: Program, frames: Sequence[bytes], *others: Sequence[bytes]
+    program: Program, frames: Sequence[bytes], *others: Sequence[bytes], repeat: int = 1
 ) -> list[list[tuple[int, bytes]]]:
     """For each process what came of each frame: the answer, and the frame as it was left.
 
-    All get the same frames, or each its own.
+    All get the same frames, or each its own; the kernel runs each frame `repeat` times.
     """
     lists = [frames, *others] if others else [frames] * PROCESSES
     context = multiprocessing.get_context("fork")  # descriptors of programs are inherited
@@ -30,7 +30,7 @@ def run_at_once(
 
     def run(own: Sequence[bytes]) -> None:
         start.wait(30)
-        done = [program.test_run(frame) for frame in own]
+        done = [program.test_run(frame, repeat=repeat) for frame in own]
         answers.put([(each.retval, each.data) for each in done])
 
     children = [context.Process(target=run, args=(own,)) for own in lists]

@@ -217,6 +217,20 @@ def test_cores_at_once_tell_each_flow_once(node: Node) -> None:
     assert len(flows(node)) == len(rows) == count
 
 
+def test_cores_at_once_keep_the_interval_between_them(tmp_path: Path) -> None:
+    interval_ms, times = 1, 3_000_000
+    with loaded_node(tmp_path, flow_interval_ms=interval_ms) as node:
+        furnish(node)
+        program, packet = node.object.program("from_pod"), frame(datagram(POD4, WORLD4))
+        results = run_at_once(program, [packet], repeat=times)
+        told = sorted(flow["reported"] for flow in flows(node))
+        assert len(told) > 20
+        gaps = [later - earlier for earlier, later in itertools.pairwise(told)]
+        assert min(gaps) >= interval_ms * 1_000_000
+        ((_, row),) = node.rows("flows")
+        assert row["packets"] == len(results) * times
+
+
 def test_tcp_ports_are_those_of_the_wire(node: Node) -> None:
     node.run("from_pod", frame(ip(POD6, WORLD6, packets.tcp(0x1234, 443), protocol=TCP)))
     (flow,) = flows(node)
