@@ -7,7 +7,6 @@ A pod hands its device 64 KB at a time, without checksums. The door makes packet
 from __future__ import annotations
 
 import socket
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -20,13 +19,12 @@ from pellicle.kernel.offloads import ALL_TRANSMIT, Offload, switch_off, switch_o
 from pellicle.lab import agents
 from pellicle.lab.sniffer import Sniffer
 from pellicle.lab.topology import LabNode, pod_named
-from tests.net.loaded import address_of, assert_private
-from tests.net.parcels import INNER, IP_UDP, SECRET, content, open_in, parcels
+from tests.net.loaded import assert_private
+from tests.net.parcels import INNER, IP_UDP, SECRET, content, parcels
+from tests.net.streams import connected, exchange, segment
 
 MakeLab = Callable[..., lab.LabState]
 A, B = "n1/p1", "n2/p1"
-MEGABYTE = content(1 << 20)
-MEGABYTES = 6
 UDP_SEGMENT = 103
 """linux/udp.h: the device cuts what was sent at once into datagrams of this size."""
 OFF = {
@@ -49,10 +47,10 @@ def outer(make_lab: MakeLab, request: pytest.FixtureRequest) -> int:
 def test_tcp_is_intact_both_ways_at_once(outer: int, family: int, off: str) -> None:
     before = _drops()
     with Sniffer(markers=[SECRET], nonces=True) as wire, _without(OFF[off]):
-        with _connected(A, B, family) as (here, there), _longest(A) as longest:
+        with connected(A, B, family) as (here, there), _longest(A) as longest:
             for each in (here, there):
-                assert _segment(each) == INNER[outer] - IP_UDP[family] - 24, "MTU, less headers"
-            assert _exchange(here, there) == [True, True]
+                assert segment(each) == INNER[outer] - IP_UDP[family] - 24, "MTU, less headers"
+            assert exchange(here, there) == [True, True]
             if off == "all offloads":
                 assert longest() > 16 * INNER[outer], "cut by the door, not by the pod"
             else:
@@ -88,52 +86,6 @@ def _without(offloads: tuple[Offload, ...]) -> Iterator[None]:
     finally:
         for place in places:
             switch_on("eth0", offloads, place)
-
-
-@contextmanager
-def _connected(
-    source: str, destination: str, family: int
-) -> Iterator[tuple[socket.socket, socket.socket]]:
-    kind = socket.SOCK_STREAM
-    with open_in(destination, family, kind) as server, open_in(source, family, kind) as here:
-        server.bind(("", 0))
-        server.listen(1)
-        here.connect((address_of(destination, family), server.getsockname()[1]))
-        there, _ = server.accept()
-        with there:
-            for each in (here, there):
-                each.settimeout(60)
-            yield here, there
-
-
-def _segment(connection: socket.socket) -> int:
-    """What of each segment is data, with time stamps (RFC 7323)."""
-    return connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG)
-
-
-def _exchange(here: socket.socket, there: socket.socket) -> list[bool]:
-    """Both send at the same time; whether each got what was sent, in the order of the arguments."""
-    intact = [False, False]
-
-    def receive(number: int, connection: socket.socket) -> None:
-        got = bytearray()
-        while piece := connection.recv(1 << 18):
-            got += piece
-        intact[number] = bytes(got) == MEGABYTE * MEGABYTES
-
-    def send(connection: socket.socket) -> None:
-        connection.sendall(MEGABYTE * MEGABYTES)
-        connection.shutdown(socket.SHUT_WR)
-
-    threads = [
-        *(threading.Thread(target=receive, args=row) for row in enumerate((here, there))),
-        *(threading.Thread(target=send, args=(each,)) for each in (here, there)),
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return intact
 
 
 @contextmanager
