@@ -80,8 +80,10 @@ def test_every_size_is_opened(node: Node, inner: int, outer: int) -> None:
 
 
 @families
-def test_what_scapy_sealed_is_opened(node: Node, inner: int, outer: int) -> None:
+@pytest.mark.parametrize("high", [0, 1, 0xFFFF], ids=lambda high: f"high half {high:#x}")
+def test_what_scapy_sealed_is_opened(node: Node, inner: int, outer: int, high: int) -> None:
     peer, keys = PEERS[outer], PEERS[outer].keys_in(0)
+    put_inbound(node, peer, top=high << 32)
     header = {"src": peer.address, "dst": peer.own}
     judge = ipsec.SecurityAssociation(
         ipsec.ESP, keys.spi, crypt_algo="CHACHA20-POLY1305", crypt_key=keys.key + keys.salt,
@@ -90,7 +92,7 @@ def test_what_scapy_sealed_is_opened(node: Node, inner: int, outer: int) -> None
     for sequence, size in enumerate(range(HEAD[inner], 1427, 53), 1):
         packet = datagram(inner, peer, size)
         parsed = (IPv6 if inner == 6 else IP)(packet)
-        out = judge.encrypt(parsed, seq_num=sequence, esn_en=True)
+        out = judge.encrypt(parsed, seq_num=sequence, esn_en=True, esn=high)
         assert_delivered(node.run("from_net", packets.frame(bytes(out))), packet)
 
 

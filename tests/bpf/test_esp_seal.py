@@ -78,18 +78,20 @@ def test_every_size_is_sealed_as_the_rfcs_say(node: Node, inner: int, outer: int
 
 
 @families
-def test_scapy_opens_what_the_door_sealed(node: Node, inner: int, outer: int) -> None:
+@pytest.mark.parametrize("high", [0, 1, 0xFFFF], ids=lambda high: f"high half {high:#x}")
+def test_scapy_opens_what_the_door_sealed(node: Node, inner: int, outer: int, high: int) -> None:
     peer = PEERS[outer]
+    put_outbound(node, peer, sequence=high << 32, sequence_limit=1 << 60)
     for size in range(48, 1427, 53):
         packet = datagram(inner, peer, size, protocol=packets.TEST)
         seen = node.run("door", packets.frame(packet))
-        keys = peer.keys_out(take_apart(seen.frame, peer).number)
+        keys = peer.keys_out(take_apart(seen.frame, peer, high).number)
         judge = ipsec.SecurityAssociation(
             ipsec.ESP, keys.spi, crypt_algo="CHACHA20-POLY1305", crypt_key=keys.key + keys.salt,
             esn_en=True, tunnel_header=(IPv6 if outer == 6 else IP)(),
         )  # fmt: skip
         sent = (IPv6 if outer == 6 else IP)(seen.frame[14:])
-        assert bytes(judge.decrypt(sent, esn_en=True)) == packet
+        assert bytes(judge.decrypt(sent, esn_en=True, esn=high)) == packet
 
 
 def test_the_longest_that_the_engine_carries_and_one_more(node: Node) -> None:
