@@ -1,0 +1,411 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A cluster on a page: real key rings and reconcilers, a model of everything else.
+
+    Directory ─ any version of any record, at any time ─▶ Agent ─ real Keyring, real Reconciler
+                                                            │ ▲
+                                                            ▼ │ applied rows, events
+    Kernel: sa_in, sa_out, encrypt ── packets: late, twice, lost ──▶ Kernel
+
+The kernels outlive their agents. A broken promise raises `BrokenPromiseError` at once.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from ipaddress import IPv4Address, ip_address
+
+from pellicle.facts import Address, Node, NodeName, Offer, PairId
+from pellicle.keys.pairing import Direction, KeyPlan, Keyring, LocalNode, ProbeKind, Sa, SaKey
+from pellicle.keys.secret import Secret
+from pellicle.table import Reconciler, Table
+
+DRAIN = 10.0
+REFRESH = 30.0
+SECRET = Secret.derive(bytes(range(32)))
+
+
+class BrokenPromiseError(AssertionError):
+    """A promise was broken."""
+
+
+@dataclass(frozen=True)
+class Packet:
+    source: Address
+    destination: Address
+    spi: int
+    key: bytes
+    sequence: int
+    pair: PairId
+    probe: ProbeKind | None = None
+    sent_at: float = 0.0
+
+
+@dataclass(eq=False)
+class Row:
+    """One SA as the kernel has it."""
+
+    sa: Sa
+    key: bytes
+    top: int = 0
+    seen: set[int] = field(default_factory=set)
+    first_seen: int = 0
+
+
+@dataclass(eq=False)
+class SaMap:
+    """`sa_in` and `sa_out` of one node as a reconciler's target."""
+
+    kernel: Kernel
+
+    def read(self) -> Mapping[SaKey, Sa]:
+        return {
+            at: replace(row.sa, first_seen=row.first_seen) for at, row in self.kernel.rows.items()
+        }
+
+    def put(self, rows: Mapping[SaKey, Sa]) -> Mapping[SaKey, OSError]:
+        for at, sa in rows.items():
+            self.kernel.install(at, sa)
+        return {}
+
+    def remove(self, keys: Collection[SaKey]) -> Mapping[SaKey, OSError]:
+        for key in keys:
+            self.kernel.rows.pop(key, None)
+        return {}
+
+
+@dataclass(eq=False)
+class EncryptMap:
+    """`encrypt` of one node."""
+
+    kernel: Kernel
+
+    def read(self) -> Mapping[Address, PairId]:
+        return dict(self.kernel.encrypt)
+
+    def put(self, rows: Mapping[Address, PairId]) -> Mapping[Address, OSError]:
+        self.kernel.encrypt.update(rows)
+        return {}
+
+    def remove(self, keys: Collection[Address]) -> Mapping[Address, OSError]:
+        for key in keys:
+            self.kernel.encrypt.pop(key, None)
+        return {}
+
+
+@dataclass(eq=False)
+class Kernel:
+    """One node's datapath."""
+
+    world: Cluster
+    address: Address
+    rows: dict[SaKey, Row] = field(default_factory=dict)
+    encrypt: dict[Address, PairId] = field(default_factory=dict)
+    events: list[tuple[PairId, ProbeKind | None]] = field(default_factory=list)
+    installed: set[tuple[Direction, bytes]] = field(default_factory=set)
+    excused: set[bytes] = field(default_factory=set)
+    """Keys that it lost through no fault of the agent, or was told to take away."""
+
+    def install(self, at: SaKey, sa: Sa) -> None:
+        key = sa.key + sa.salt
+        if len(key) != 36:
+            raise BrokenPromiseError(f"an SA without a key was put: {sa}")
+        if at in self.rows:
+            raise BrokenPromiseError(f"an SA was put over one that stands: {sa}")
+        if (sa.direction, key) in self.installed:
+            raise BrokenPromiseError(f"an SA that once stood was put again: {sa}")
+        if sa.direction is Direction.OUT:
+            if key in self.world.outbound_keys:
+                raise BrokenPromiseError(f"two outbound SAs have one key: {sa}")
+            self.world.outbound_keys.add(key)
+        self.installed.add((sa.direction, key))
+        self.rows[at] = Row(sa, key)
+
+    def lose(self) -> None:
+        """The maps are gone."""
+        self.excused |= {row.key for row in self.rows.values()}
+        self.rows.clear()
+        self.encrypt.clear()
+
+    def seal(self, pair: PairId, number: int, probe: ProbeKind | None) -> Packet | None:
+        for row in self.rows.values():
+            sa = row.sa
+            if sa.direction is Direction.OUT and (sa.pair, sa.number) == (pair, number):
+                row.top += 1
+                return Packet(
+                    sa.source, sa.destination, sa.spi, row.key, row.top, pair, probe, self.world.now
+                )
+        return None
+
+    def opens(self, packet: Packet) -> Row | None:
+        for row in self.rows.values():
+            sa = row.sa
+            if (
+                sa.direction is Direction.IN
+                and (sa.source, sa.destination, sa.spi)
+                == (packet.source, packet.destination, packet.spi)
+                and row.key == packet.key
+            ):
+                return row
+        return None
+
+    def receive(self, packet: Packet) -> None:
+        row = self.opens(packet)
+        if row is None or packet.sequence in row.seen:
+            return
+        row.seen.add(packet.sequence)
+        if not row.first_seen:
+            row.first_seen = 1
+            self.events.append((row.sa.pair, None))
+        if packet.probe:
+            self.events.append((row.sa.pair, packet.probe))
+
+
+@dataclass(eq=False)
+class Agent:
+    """One life of a node's agent."""
+
+    ring: Keyring
+    sas: Reconciler[SaKey, Sa]
+    encrypt: Reconciler[Address, PairId]
+    plan: KeyPlan | None = None
+
+
+@dataclass(eq=False)
+class Member:
+    """A node: its kernel, its agent if it runs, and what it knows of the directory."""
+
+    world: Cluster
+    name: NodeName
+    addresses: tuple[Address, ...]
+    kernel: Kernel
+    agent: Agent | None = None
+    view: dict[NodeName, Node] = field(default_factory=dict)
+
+    def start(self, found: tuple[Offer, ...]) -> None:
+        """The agent starts and finds `found` in its own record."""
+        ring = Keyring(
+            LocalNode(self.name, self.addresses), SECRET, self.world.dice.randbytes,
+            drain_seconds=DRAIN,
+        )  # fmt: skip
+        sas: Reconciler[SaKey, Sa] = Reconciler(
+            Table("sas"), SaMap(self.kernel), Table("sas up"), once=True
+        )
+        encrypt: Reconciler[Address, PairId] = Reconciler(
+            Table("encrypt"), EncryptMap(self.kernel), Table("encrypt up")
+        )
+        self.kernel.events.clear()
+        sas.refresh()
+        encrypt.refresh()
+        ring.start(found, sas.applied.rows.values())
+        self.agent = Agent(ring, sas, encrypt)
+
+    def step(self, dies_after: int | None = None) -> None:
+        """One round of the agent; what it does with a plan it does in any order, or dies."""
+        if self.agent is None:
+            return
+        self._listen(self.agent)
+        self._plan(self.agent)
+        acts = [self._put_sas, self._put_encrypt, self._probe, self._publish]
+        self.world.dice.shuffle(acts)
+        for number, act in enumerate(acts):
+            if number == dies_after:
+                self.agent = None
+                return
+            act(self.agent)
+
+    def _listen(self, agent: Agent) -> None:
+        agent.ring.peers({name: node for name, node in self.view.items() if name != self.name})
+        for pair, probe in self.kernel.events:
+            if probe:
+                agent.ring.probe(pair, probe)
+            else:
+                agent.ring.confirmed(pair)
+        self.kernel.events.clear()
+
+    def _plan(self, agent: Agent) -> None:
+        agent.ring.standing(agent.sas.applied.rows.values())
+        agent.ring.sending(agent.encrypt.applied.rows.values())
+        agent.plan = agent.ring.plan(self.world.now)
+
+    def _put_sas(self, agent: Agent) -> None:
+        assert agent.plan
+        before = {row.key for row in self.kernel.rows.values()}
+        agent.sas.desired.replace(agent.plan.sas)
+        agent.sas.run(self.world.now)
+        self.world.excuse(self, before - {row.key for row in self.kernel.rows.values()})
+
+    def _put_encrypt(self, agent: Agent) -> None:
+        assert agent.plan
+        agent.encrypt.desired.replace(
+            {
+                self.view[name].addresses[0]: pair
+                for name, pair in agent.plan.sends.items()
+                if name in self.view
+            }
+        )
+        agent.encrypt.run(self.world.now)
+
+    def _probe(self, agent: Agent) -> None:
+        assert agent.plan
+        for pair, number, kind in agent.plan.probes:
+            packet = self.kernel.seal(pair, number, kind)
+            if packet:
+                self.world.air.append(packet)
+
+    def _publish(self, agent: Agent) -> None:
+        assert agent.plan
+        last = self.world.directory[self.name][-1] if self.world.directory[self.name] else None
+        if last is None or last.offers != agent.plan.offers:
+            self.world.directory[self.name].append(
+                Node(self.name, self.addresses, (), agent.plan.offers)
+            )
+
+    def check_sends(self, other: Member) -> None:
+        """Whatever this node would send now, the other can open."""
+        pair = self.kernel.encrypt.get(other.addresses[0])
+        for row in self.kernel.rows.values():
+            sa = row.sa
+            if sa.direction is Direction.OUT and sa.pair == pair:
+                other.check_opens(Packet(sa.source, sa.destination, sa.spi, row.key, 0, pair))
+
+    def send_data(self, other: Member) -> bool:
+        """One packet to each SA of the pair in use; the other must be able to open them."""
+        pair = self.kernel.encrypt.get(other.addresses[0])
+        if pair is None:
+            return False
+        for number in range(4):
+            packet = self.kernel.seal(pair, number, None)
+            if packet is None:
+                if not self.kernel.excused:
+                    raise BrokenPromiseError(f"{self.name} names a pair without outbound SAs")
+                return False
+            other.check_opens(packet)
+            self.world.air.append(packet)
+        return True
+
+    def check_opens(self, packet: Packet) -> None:
+        if packet.key not in self.kernel.excused and self.kernel.opens(packet) is None:
+            raise BrokenPromiseError(f"{self.name} cannot open a packet on pair {packet.pair:x}")
+
+
+@dataclass(eq=False)
+class Cluster:
+    """Everything, and the clock."""
+
+    dice: random.Random
+    now: float = 0.0
+    members: dict[NodeName, Member] = field(default_factory=dict)
+    directory: dict[NodeName, list[Node]] = field(default_factory=dict)
+    air: list[Packet] = field(default_factory=list)
+    outbound_keys: set[bytes] = field(default_factory=set)
+
+    def add(self, name: str, address: str) -> Member:
+        node, outer = NodeName(name), ip_address(address)
+        member = Member(self, node, (outer,), Kernel(self, outer))
+        self.members[node] = member
+        self.directory[node] = []
+        return member
+
+    def excuse(self, member: Member, keys: Iterable[bytes]) -> None:
+        """What a node takes away because its directory has no peer any more."""
+        known = {
+            node.addresses[0]
+            for name, node in member.view.items()
+            if node.offers and node in self.directory[name]
+        }
+        if any(other.addresses[0] not in known for other in self.others(member)):
+            member.kernel.excused |= set(keys)
+
+    def others(self, member: Member) -> list[Member]:
+        return [other for other in self.members.values() if other is not member]
+
+    def deliver_packets(self, *, twice: bool = False) -> None:
+        """All that is on its way, in any order."""
+        packets, self.air = self.air, []
+        self.dice.shuffle(packets)
+        for packet in packets * (2 if twice else 1):
+            for member in self.members.values():
+                if packet.destination in member.addresses:
+                    if packet.probe is None and self.now - packet.sent_at < DRAIN:
+                        member.check_opens(packet)
+                    member.kernel.receive(packet)
+
+    def deliver_records(self) -> None:
+        for member in self.members.values():
+            for name, versions in self.directory.items():
+                if versions:
+                    member.view[name] = versions[-1]
+
+    def refresh(self) -> None:
+        for member in self.members.values():
+            if member.agent:
+                member.agent.sas.refresh()
+                member.agent.encrypt.refresh()
+
+    def act(self) -> None:
+        """Every agent once, and every packet arrives."""
+        for member in self.members.values():
+            member.step()
+        self.deliver_packets()
+
+    def go_on(self, seconds: float) -> None:
+        """Time goes by; no record changes hands."""
+        end = self.now + seconds
+        while self.now < end:
+            self.act()
+            self.check_sends()
+            self.now = min(end, self.now + 1.0)
+
+    def check_sends(self) -> None:
+        for member in self.members.values():
+            for other in self.others(member):
+                member.check_sends(other)
+
+    def settle(self, seconds: float = 2000.0) -> None:
+        """Nothing happens any more but what the agents do; stops early when they all rest."""
+        end, refresh_at = self.now + seconds, self.now
+        while self.now < end:
+            if self.now >= refresh_at:
+                self.refresh()
+                refresh_at = self.now + REFRESH
+            self.deliver_records()
+            self.act()
+            self.check_sends()
+            wakes = [m.agent.plan.wake for m in self.members.values() if m.agent and m.agent.plan]
+            wake = min((wake for wake in wakes if wake is not None), default=end)
+            is_quiet = not any(member.kernel.events for member in self.members.values())
+            if is_quiet and wake > self.now + 1000:
+                return
+            self.now = max(self.now + 0.02, min(wake, refresh_at)) if is_quiet else self.now + 0.02
+
+    def check_settled(self) -> None:
+        """All whose agents run are ready, send on the same newest pairs, and nothing is left."""
+        alive = [member for member in self.members.values() if member.agent]
+        for one in alive:
+            for other in alive:
+                if one is not other:
+                    self._check_pair(one, other)
+
+    def _check_pair(self, one: Member, other: Member) -> None:
+        assert one.agent
+        assert one.agent.plan
+        keys = next(keys for keys in one.agent.plan.peers if keys.node == other.name)
+        says = f"{one.name} to {other.name} at {self.now}: {keys}"
+        mine, theirs = (self.directory[member.name][-1].offers for member in (one, other))
+        assert keys.state == "ready", says
+        assert keys.confirmed, says
+        assert (keys.local_epoch, keys.peer_epoch) == (mine[-1].epoch, theirs[-1].epoch), says
+        assert one.kernel.encrypt[other.addresses[0]] == keys.pair, says
+        assert other.kernel.encrypt[one.addresses[0]] == keys.pair, says
+        left = {sa.pair for sa in one.agent.plan.sas.values() if sa.node == other.addresses[0]}
+        assert left == {keys.pair}, f"{says}: {len(left)} pairs are left"
+        assert len(mine) == 1, f"{one.name} still publishes {len(mine)} offers"
+
+
+def cluster_of(count: int, seed: int = 0) -> Cluster:
+    world = Cluster(random.Random(seed))
+    for number in range(1, count + 1):
+        world.add(f"n{number}", str(IPv4Address("192.0.2.0") + number))
+    return world

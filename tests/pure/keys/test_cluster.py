@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whatever happens to a cluster, in whatever order: no key twice, no loss, and it heals.
+
+See cluster.py for the model. Between any two events the promises are checked:
+  - no SA's key is put a second time on a node, nor used for two outbound SAs anywhere;
+  - nothing is sent that the receiver's kernel cannot open, unless that kernel lost its maps
+    or its agent was told that the sender is gone.
+At the end everything is delivered, every agent started, and all must agree again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import hypothesis.strategies as st
+from hypothesis import HealthCheck, settings
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from pellicle.facts import NodeName
+
+from .cluster import Cluster, Member, cluster_of
+
+MEMBERS = st.integers(0, 2)
+ACTS = st.none() | st.integers(0, 3)
+
+
+class AnyLife(RuleBasedStateMachine):
+    """Up to three nodes."""
+
+    world: Cluster
+
+    def member(self, number: int) -> Member:
+        members = list(self.world.members.values())
+        return members[number % len(members)]
+
+    @initialize(count=st.integers(2, 3), seed=st.integers(0, 2**32), rounds=st.integers(0, 8))
+    def begin(self, count: int, seed: int, rounds: int) -> None:
+        self.world = cluster_of(count, seed)
+        for member in self.world.members.values():
+            member.start(())
+        for _ in range(rounds):
+            self.world.deliver_records()
+            self.world.act()
+
+    # --- agents ---
+
+    @rule(number=MEMBERS, dies_after=ACTS)
+    def one_acts(self, number: int, dies_after: int | None) -> None:
+        self.member(number).step(dies_after)
+
+    @rule(rounds=st.integers(1, 6), seconds=st.sampled_from([0.02, 0.3]))
+    def all_act(self, rounds: int, seconds: float) -> None:
+        for _ in range(rounds):
+            self.world.act()
+            self.world.now += seconds
+
+    @rule(rounds=st.integers(1, 6))
+    def all_act_and_know(self, rounds: int) -> None:
+        for _ in range(rounds):
+            self.world.deliver_records()
+            self.world.act()
+            self.world.now += 0.05
+
+    @rule(seconds=st.sampled_from([1.0, 11.0, 25.0, 70.0]))
+    def time_goes_by(self, seconds: float) -> None:
+        self.world.go_on(seconds)
+
+    @rule(number=MEMBERS)
+    def kill(self, number: int) -> None:
+        self.member(number).agent = None
+
+    @rule(number=MEMBERS, age=st.sampled_from([0, 0, 0, 1, 2]))
+    def restart(self, number: int, age: int) -> None:
+        """`age`: how old the own record is that the agent finds."""
+        member = self.member(number)
+        versions = self.world.directory[member.name]
+        member.start(versions[-1 - min(age, len(versions) - 1)].offers if versions else ())
+
+    @rule(number=MEMBERS)
+    def rotate(self, number: int) -> None:
+        agent = self.member(number).agent
+        if agent:
+            agent.ring.rotate()
+
+    @rule(number=MEMBERS, other=MEMBERS)
+    def spend(self, number: int, other: int) -> None:
+        member = self.member(number)
+        pair = member.kernel.encrypt.get(self.member(other).addresses[0])
+        if member.agent and pair is not None:
+            member.agent.ring.spent(pair)
+
+    @rule()
+    def refresh(self) -> None:
+        self.world.refresh()
+
+    # --- kernels ---
+
+    @rule(number=MEMBERS, has_disk=st.booleans())
+    def reboot(self, number: int, has_disk: bool) -> None:
+        member = self.member(number)
+        versions = self.world.directory[member.name]
+        member.kernel.lose()
+        member.start(versions[-1].offers if versions and has_disk else ())
+
+    @rule(number=MEMBERS)
+    def lose_maps(self, number: int) -> None:
+        member = self.member(number)
+        member.kernel.lose()
+        if member.agent:
+            member.agent.sas.refresh()
+            member.agent.encrypt.refresh()
+
+    @rule(number=MEMBERS)
+    def lose_events(self, number: int) -> None:
+        self.member(number).kernel.events.clear()
+
+    # --- packets ---
+
+    @rule(twice=st.booleans())
+    def deliver_packets(self, twice: bool) -> None:
+        self.world.deliver_packets(twice=twice)
+
+    @rule()
+    def lose_packets(self) -> None:
+        self.world.air.clear()
+
+    @rule(number=MEMBERS, other=MEMBERS)
+    def send_data(self, number: int, other: int) -> None:
+        if self.member(number) is not self.member(other):
+            self.member(number).send_data(self.member(other))
+
+    # --- records ---
+
+    @rule(number=MEMBERS, other=MEMBERS, age=st.integers(0, 4))
+    def deliver_record(self, number: int, other: int, age: int) -> None:
+        """Late, twice, out of order, or replayed."""
+        member, name = self.member(number), self.member(other).name
+        versions = self.world.directory[name]
+        if versions:
+            member.view[name] = versions[max(0, len(versions) - 1 - age)]
+
+    @rule()
+    def deliver_records(self) -> None:
+        self.world.deliver_records()
+
+    @rule(number=MEMBERS, other=MEMBERS)
+    def lose_record(self, number: int, other: int) -> None:
+        self.member(number).view.pop(self.member(other).name, None)
+
+    @rule(number=MEMBERS, other=MEMBERS, what=st.sampled_from(["proof", "epoch", "count", "none"]))
+    def forge_record(self, number: int, other: int, what: str) -> None:
+        member, name = self.member(number), self.member(other).name
+        node = member.view.get(name)
+        if node is None or not node.offers:
+            return
+        offer = node.offers[-1]
+        forged = {
+            "proof": (replace(offer, proof=bytes(32)),),
+            "epoch": (offer, replace(offer, epoch=offer.epoch + 5)),
+            "count": (offer,) * 3,
+            "none": (),
+        }
+        member.view[name] = replace(node, offers=forged[what])
+
+    @rule(seconds=st.sampled_from([0.01, 0.1, 1.0, 4.0, 11.0, 31.0, 70.0, 400.0]))
+    def pass_time(self, seconds: float) -> None:
+        self.world.now += seconds
+
+    @invariant()
+    def nothing_is_lost(self) -> None:
+        if hasattr(self, "world"):
+            self.world.check_sends()
+
+    def teardown(self) -> None:
+        if not hasattr(self, "world"):
+            return
+        for member in self.world.members.values():
+            if member.agent is None:
+                versions = self.world.directory[member.name]
+                member.start(versions[-1].offers if versions else ())
+        self.world.settle()
+        self.world.check_settled()
+
+
+TestAnyLife = AnyLife.TestCase
+TestAnyLife.settings = settings(
+    max_examples=60,
+    stateful_step_count=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+
+
+def test_the_name_of_a_node_is_not_its_address() -> None:
+    world = cluster_of(2)
+    assert {member.name for member in world.members.values()} == {NodeName("n1"), NodeName("n2")}
