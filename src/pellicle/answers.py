@@ -12,11 +12,13 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
 
 from pellicle.config import Config
 from pellicle.datapath.address import from_bytes
-from pellicle.datapath.programs import ProgramTarget
+from pellicle.datapath.programs import PINNED_MAPS, ProgramTarget
 from pellicle.encryption.keying import Keying
 from pellicle.encryption.routes import inner_mtu
 from pellicle.encryption.sas import SaCount, SaTarget
@@ -115,23 +117,29 @@ def encrypt(sight: Sight) -> dict[str, Any]:
     }
 
 
+class FlowsWanted(msgspec.Struct, frozen=True):
+    """The arguments of the call `flows`."""
+
+    verdict: str | None = None
+    source: str | None = msgspec.field(name="from", default=None)
+    destination: str | None = msgspec.field(name="to", default=None)
+    last: Annotated[int, msgspec.Meta(ge=0)] = DEFAULT_FLOWS
+    follow: bool = False
+
+
 async def flows(sight: Sight, request: Request) -> AsyncIterator[dict[str, Any]]:
     """Flows of the recent past, oldest first, and, with follow, each as it changes."""
     try:
-        selection = Selection.parse(
-            request.arguments.get("verdict"),
-            request.arguments.get("from"),
-            request.arguments.get("to"),
-        )
+        wanted = msgspec.convert(request.arguments, FlowsWanted)
+        selection = Selection.parse(wanted.verdict, wanted.source, wanted.destination)
     except ValueError as error:
         raise CallError(7, str(error)) from error
-    last = int(request.arguments.get("last") or DEFAULT_FLOWS)
     boot = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
     read_flows(sight)
     seen = sight.history.change
-    for flow in sight.history.last(last, selection):
+    for flow in sight.history.last(wanted.last, selection):
         yield flow.answer(boot)
-    while request.arguments.get("follow"):
+    while wanted.follow:
         await asyncio.sleep(FOLLOW_SECONDS)
         for flow in sight.history.since(seen, selection):
             yield flow.answer(boot)
@@ -147,10 +155,9 @@ def read_flows(sight: Sight) -> None:
 
 def dump_map(sight: Sight, name: object) -> list[dict[str, Any]]:
     """The rows of one map, decoded through BTF, secrets masked."""
-    known = {map_name for map_name in sight.bpf.maps if map_name in sight.bpf.btf.maps}
-    if name not in known:
-        raise CallError(7, f"no map {name!r}", f"known: {', '.join(sorted(known))}")
-    spec, found = sight.bpf.btf.maps[str(name)], sight.bpf.map(str(name))
+    if not isinstance(name, str) or name not in PINNED_MAPS:
+        raise CallError(7, f"no map {name!r}", f"known: {', '.join(sorted(PINNED_MAPS))}")
+    spec, found = sight.bpf.btf.maps[name], sight.bpf.map(name)
     if spec.key is None or spec.value is None or found.type is MapType.RINGBUF:
         raise CallError(7, f"map {name} has no rows to show")
     rows = []
@@ -163,7 +170,7 @@ def dump_map(sight: Sight, name: object) -> list[dict[str, Any]]:
 
 
 def list_maps(sight: Sight) -> list[dict[str, Any]]:
-    """Every map, and how full it is."""
+    """Every map, and how full it is. The scratch of the programs holds keys: it is none of them."""
     return [
         {
             "name": name,
@@ -172,7 +179,7 @@ def list_maps(sight: Sight) -> list[dict[str, Any]]:
             "max_entries": found.max_entries,
         }
         for name, found in sorted(sight.bpf.maps.items())
-        if name in sight.bpf.btf.maps
+        if name in PINNED_MAPS
     ]
 
 

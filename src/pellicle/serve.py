@@ -26,6 +26,8 @@ import structlog
 
 MAX_REQUEST = 1 << 20
 REQUEST_SECONDS = 10.0
+ACCEPT_SECONDS = 0.5
+"""Between two tries, when a connection could not be taken."""
 BACKLOG = 128
 
 log = structlog.get_logger()
@@ -75,7 +77,12 @@ async def serve(server: socket.socket, answers: Mapping[str, Answer]) -> None:
     loop = asyncio.get_running_loop()
     async with asyncio.TaskGroup() as conversations:
         while True:
-            connection, _ = await loop.sock_accept(server)
+            try:
+                connection, _ = await loop.sock_accept(server)
+            except OSError as error:  # no descriptor left, for example: the next one may be luckier
+                log.warning("call not taken", error=str(error))
+                await asyncio.sleep(ACCEPT_SECONDS)
+                continue
             connection.setblocking(False)
             talk = conversations.create_task(_converse(connection, answers))
             # Also when it is cancelled before it has begun.
@@ -121,7 +128,7 @@ async def _answered(
 def _parse(line: bytes, descriptors: list[int]) -> Request:
     try:
         body = msgspec.json.decode(line, type=dict[str, Any])
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise CallError(6, f"the request is not a line of JSON: {error}") from error
     call = body.pop("call", None)
     if not isinstance(call, str):

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import resource
 import socket
 import stat
 from collections.abc import AsyncIterator
@@ -110,6 +111,7 @@ async def test_calls_and_their_answers(tmp_path: Path, raw: bytes, lines: list[A
         (b'{"call": 5}\n', 6, 'names no "call"'),
         (b'{"call": "fly"}\n', 1, "unknown call 'fly'"),
         (b"x" * (MAX_REQUEST + 70000) + b"\n", 6, "not a line of JSON"),
+        (b'{"call": "echo", "deep": ' + b"[" * 99999 + b"]" * 99999 + b"}\n", 6, "recursion"),
     ],
 )
 async def test_bad_requests_get_one_error_and_harm_nobody(
@@ -131,6 +133,28 @@ async def test_a_caller_that_goes_away_is_forgotten(tmp_path: Path) -> None:
             writer.write(raw)
             writer.close()
         assert await say(path, b'{"call": "echo"}\n') == [{"ok": {}}]
+
+
+async def test_without_a_descriptor_left_callers_wait_and_are_served_later(tmp_path: Path) -> None:
+    path = tmp_path / "agent.sock"
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    async with agent(path):
+        reader, writer = await asyncio.open_unix_connection(str(path))
+        writer.write(b'{"call": "echo"}\n')
+        assert await reader.readline() == b'{"ok":{}}\n'
+        client = socket.socket(socket.AF_UNIX)
+        client.setblocking(False)
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (client.fileno() + 1, hard))
+            await asyncio.get_running_loop().sock_connect(client, str(path))
+            await asyncio.sleep(0.1)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        with client:
+            await asyncio.get_running_loop().sock_sendall(client, b'{"call": "echo"}\n')
+            answer = await asyncio.get_running_loop().sock_recv(client, 1000)
+        assert json.loads(answer) == {"ok": {}}
+        writer.close()
 
 
 async def test_a_descriptor_rides_along_and_is_closed_after(tmp_path: Path) -> None:
