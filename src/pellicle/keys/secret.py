@@ -15,7 +15,6 @@ A second key is refused for now. No error ever quotes the text.
 from __future__ import annotations
 
 import base64
-import binascii
 import hmac
 import re
 from dataclasses import dataclass, field
@@ -100,7 +99,7 @@ def _plain(line: int, word: str) -> bytes:
     else:
         try:
             material = base64.b64decode(word.replace("-", "+").replace("_", "/"), validate=True)
-        except binascii.Error:
+        except ValueError:  # of which binascii.Error is one
             raise _wrong(line, "neither hex nor base64; was it cut short in copying?") from None
     if len(material) < LEAST_BYTES:
         cause = f"{len(material)} bytes; at least {LEAST_BYTES} random ones are needed"

@@ -21,7 +21,11 @@ ACCEPTED = {
     "hex with 0x": (f"0x{HEX}", BYTES, None),
     "upper case": (HEX.upper(), BYTES, None),
     "base64": (base64.b64encode(BYTES).decode(), BYTES, None),
-    "base64 for file names": (base64.urlsafe_b64encode(b"\xfb\xff" * 20).decode(), None, None),
+    "base64 for file names": (
+        base64.urlsafe_b64encode(bytes(range(190, 256))).decode(),
+        None,
+        None,
+    ),
     "a newline and a comment": (f"# made 2026\n\n{HEX}\n", BYTES, None),
     "classic": (f"3 rfc4106(gcm(aes)) {GCM} 128", bytes.fromhex(GCM), 3),
     "classic, per-node keys": (f"3+ rfc4106(gcm(aes)) {GCM} 128", bytes.fromhex(GCM), 3),
@@ -81,23 +85,23 @@ def test_one_key_for_each_use() -> None:
     assert other.fingerprint != secret.fingerprint
 
 
+def refusal(text: str | bytes) -> str:
+    """Why it is refused; empty when it is taken."""
+    try:
+        parse(text)
+    except SecretError as error:
+        return str(error)
+    return ""
+
+
 @given(st.one_of(st.text(max_size=200), st.binary(max_size=200)))
 def test_whatever_is_given_is_taken_or_refused_and_never_quoted(text: str | bytes) -> None:
-    try:
-        secret = parse(text)
-    except SecretError as error:
-        words = text.split() if isinstance(text, str) else []
-        long = [word for word in words if len(word) >= 12 and not word.startswith("rfc4106")]
-        assert not any(word in str(error) for word in long)
-    else:
-        shown = text if isinstance(text, str) else text.decode()
-        assert shown.strip() not in repr(secret)
+    why = refusal(text)
+    words = text.split() if isinstance(text, str) else []
+    assert not any(word in why for word in words if len(word) >= 12)
 
 
 @given(st.text("0123456789abcdef", min_size=16, max_size=80))
 def test_no_error_quotes_a_key(digits: str) -> None:
     for text in (digits, f"3 rfc4106(gcm(aes)) {digits} 128", f"3 x {digits} y {digits} z"):
-        try:
-            parse(text)
-        except SecretError as error:
-            assert digits not in str(error)
+        assert digits not in refusal(text)
