@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import ipaddress
+import select
 import socket
 import struct
 from collections.abc import Callable, Iterator
@@ -137,16 +138,11 @@ class Post:
         self.sender.send(content(size))
         return self.receive().content == content(size)
 
+    @property
     def is_silent(self) -> bool:
         """Whether nothing more has arrived."""
-        self.receiver.setblocking(False)
-        try:
-            self.receiver.recv(1)
-        except BlockingIOError:
-            return True
-        finally:
-            self.receiver.settimeout(SECONDS)
-        return False
+        waiting, _, _ = select.select([self.receiver], [], [], 0)
+        return not waiting
 
     def error(self) -> IcmpError | None:
         """The next ICMP error on the sender's error queue."""

@@ -90,7 +90,7 @@ def test_what_can_be_put_together_arrives(two: None, says: str, family: int) -> 
         arrived = post.receive()
         assert arrived.content == content(size)
         assert arrived.ttl == 62, "both nodes counted"
-        assert post.is_silent()
+        assert post.is_silent
         assert_private(wire)
 
 
@@ -104,7 +104,7 @@ def test_what_cannot_does_no_harm(two: None, says: str, family: int) -> None:
             for packet in packets(post, pieces):
                 send(packet)
         assert all(post.carries(size) for size in (1, 1000, 8000)), "and only these"
-        assert post.is_silent()
+        assert post.is_silent
         assert_private(wire)
     assert [_drops(node) for node in NODES] == before, "carrying them is all that nodes do"
 

@@ -101,7 +101,7 @@ def test_a_pod_that_tries_more_is_told_the_mtu(outer: int, family: int, wire: Sn
             error = post.error()
             assert error is not None, "dropped without a word"
             assert (error.type, error.code, error.mtu) == (*TOO_BIG[family], INNER[outer])
-        assert post.is_silent()
+        assert post.is_silent
 
 
 @both

@@ -71,7 +71,7 @@ def test_udp_that_is_cut_by_the_device_arrives(outer: int, family: int, size: in
         post.send(whole)
         pieces = [whole[at : at + size] for at in range(0, len(whole), size)]
         assert [post.receive().content for _ in pieces] == pieces
-        assert post.is_silent()
+        assert post.is_silent
         assert_private(wire)
 
 
