@@ -6,6 +6,8 @@ from __future__ import annotations
 import os
 import pty
 import re
+import select
+import signal
 import struct
 import sys
 import termios
@@ -40,10 +42,12 @@ def on_terminal(columns: int, *words: str, press: tuple[bytes, bytes] | None = N
     if child == 0:
         environment = {name: os.environ[name] for name in ("PATH",) if name in os.environ}
         environment |= {"TERM": "xterm-256color", "LANG": "C.UTF-8"}
+        # What runs in the background hands on that Ctrl-C is ignored; whoever sits here does not.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.execve(sys.executable, [sys.executable, "-m", "pellicle", *words], environment)
     ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 30, columns, 0, 0))
     raw, deadline = b"", time.monotonic() + DEADLINE
-    while time.monotonic() < deadline:
+    while select.select([terminal], [], [], max(deadline - time.monotonic(), 0.0))[0]:
         try:
             chunk = os.read(terminal, 65536)
         except OSError:  # the program has ended and with it the terminal
@@ -54,6 +58,8 @@ def on_terminal(columns: int, *words: str, press: tuple[bytes, bytes] | None = N
         if press and press[0] in raw:
             os.write(terminal, press[1])
             press = None
+    else:
+        os.kill(child, signal.SIGKILL)
     os.close(terminal)
     _, code = os.waitpid(child, 0)
     return Seen(raw.decode(), os.waitstatus_to_exitcode(code))
