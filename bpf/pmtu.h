@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: (BSD-2-Clause OR GPL-2.0-only)
-/* A router on the way says that our ESP was too big for it: the agent is told, and judges. */
+/* A router on the way says that our ESP to a node was too big: the agent is told, and judges. */
 #pragma once
 #include "verdict.h"
 
 static __always_inline void pmtu_event(struct scratch *s, __u32 mtu, const struct addr *source,
 				       const struct addr *destination)
 {
+	struct peer *peer = peer_find(destination);
 	struct event *event;
 
-	if (!addr_is_self(source))
+	if (!addr_is_self(source) || !peer || !(peer->flags & PEER_NODE))
 		return;
 	event = event_reserve(EVENT_PMTU);
 	if (!event)

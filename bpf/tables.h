@@ -14,6 +14,8 @@
 #define REPLAY_WORDS 32		/* ring of 2048 bits: the window plus room to advance without shifting */
 #define MARK_ENCRYPT 0xe00	/* skb->mark & MARK_MASK: routed by table 200 to the door */
 #define MARK_MASK 0xf00
+#define EVENTS_SIZE (1 << 20)	/* bytes of the ring buffer */
+#define EVENTS_CHEAP (EVENTS_SIZE / 16 * 15) /* of them for events that anybody can cause */
 #define PROBE_ETHERTYPE 0x88b5	/* IEEE 802 local experimental: agent -> door, never on the wire */
 
 struct addr {
@@ -250,7 +252,7 @@ struct event {
 };
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
-	__uint(max_entries, 1 << 20);
+	__uint(max_entries, EVENTS_SIZE);
 } events SEC(".maps");
 /* how many events the ring buffer had no room for */
 struct {

@@ -6,13 +6,23 @@
 #pragma once
 #include "peer.h"
 
-/* Room for an event, all zero but for its kind; a full ring buffer is counted. */
+/* Anybody on the wire can cause these, as many as he likes. */
+static __always_inline int event_is_cheap(__u32 kind)
+{
+	return kind == EVENT_FLOW || kind == EVENT_PMTU;
+}
+
+/* Room for an event, all zero but for its kind; a full ring buffer is counted.  The last of it is
+ * for what peers have authenticated: keys are agreed on under any flood.
+ */
 static __always_inline struct event *event_reserve(__u32 kind)
 {
-	struct event *event = bpf_ringbuf_reserve(&events, sizeof(*event), 0);
+	struct event *event = 0;
 	__u32 zero = 0;
 	__u64 *lost;
 
+	if (!event_is_cheap(kind) || bpf_ringbuf_query(&events, BPF_RB_AVAIL_DATA) < EVENTS_CHEAP)
+		event = bpf_ringbuf_reserve(&events, sizeof(*event), 0);
 	if (event) {
 		__builtin_memset(event, 0, sizeof(*event));
 		event->kind = kind;

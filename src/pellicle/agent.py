@@ -61,6 +61,8 @@ from pellicle.sources.secrets import SecretFileError, read_secret
 from pellicle.table import Reconciler, Table, derive, reconcile
 from pellicle.tables import Tables
 
+EVENTS_AT_ONCE = 4096
+"""Then everything else has its turn, however fast they come."""
 WATCH_SECONDS = 5.0
 """How often counters that no event reports are looked at."""
 
@@ -183,7 +185,7 @@ class Agent:
     async def _follow_events(self) -> None:
         loop = asyncio.get_running_loop()
         with RingBuffer(self._bpf.map("events")) as ring:
-            loop.add_reader(ring, lambda: self._take(ring.consume()))
+            loop.add_reader(ring, lambda: self._take(ring.consume(EVENTS_AT_ONCE)))
             try:
                 await asyncio.Event().wait()
             finally:

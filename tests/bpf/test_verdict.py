@@ -28,7 +28,7 @@ from tests.bpf.cluster import (
     put_outbound,
 )  # fmt: skip
 from tests.bpf.node import Node, addr, loaded_node, text_of
-from tests.bpf.packets import ICMP, ICMPV6, TCP, UDP, frame, ip
+from tests.bpf.packets import ESP, ICMP, ICMPV6, TCP, UDP, frame, ip
 from tests.bpf.race import run_at_once
 from tests.bpf.tunnel import sealed, take_apart
 
@@ -191,6 +191,24 @@ def test_events_without_room_are_counted_and_lose_no_count(node: Node) -> None:
     assert sum(row["packets"] for _, row in node.rows("flows")) == flood
     node.run("from_pod", frame(datagram(POD4, "198.51.100.99")))
     assert [flow["destination"] for flow in flows(node)] == ["198.51.100.99"]
+
+
+def test_no_flood_takes_the_room_of_what_keys_depend_on(node: Node) -> None:
+    """Flows of nobody, and routers' words about our ESP: anybody on the wire can send these."""
+    from_net = node.object.program("from_net")
+    quoted = ip(SELF4, OVER4.address, bytes(8), protocol=ESP)
+    body = packets.icmp(3, 4, struct.pack(">HH", 0, 1300), quoted)
+    word = frame(ip(WORLD4, SELF4, body, protocol=ICMP))
+    for number in range(7_000):
+        from_net.test_run(frame(datagram("10.244.99.9", POD4, port=number)))
+        from_net.test_run(word)
+    (lost,) = next(iter(node.object.map("lost_events").values_summed().values()))
+    assert lost > 5_000, "it was a flood"
+    for number in range(100):
+        node.run("from_net", sealed(OVER4, 1 + number, struct.pack(">I", 1), next_header=59))
+    kinds = [each["kind"] for each in node.seen_events()]
+    assert kinds[-100:] == ["EVENT_PROBE"] * 100
+    assert kinds.count("EVENT_SA_CONFIRMED") == 1
 
 
 def test_cores_at_once_count_every_packet_and_tell_one_flow(node: Node) -> None:

@@ -8,6 +8,7 @@ from ipaddress import ip_address, ip_network
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from pellicle.datapath.programs import DOOR_HOST
 from pellicle.encryption.paths import HOLDS_SECONDS, PathMtus
@@ -129,6 +130,23 @@ def test_a_routers_word_narrows_a_path_for_a_while() -> None:
     clock.now += 2
     paths.forget()
     assert dict(table.rows) == {}
+
+
+def test_a_word_said_again_and_again_is_heard_once() -> None:
+    """Or whoever forges ICMP fills the log, and a wider word undoes a true one."""
+    clock, table = _Clock(), Table[Address, int]("paths")
+    paths = PathMtus(table, 1500, clock)
+    peer = BOTH.addresses[0]
+    with capture_logs() as lines:
+        for mtu in (1400, 1400, 1450, 1400):
+            paths.narrow(peer, mtu, [HERE, BOTH])
+        assert dict(table.rows) == {peer: 1400}
+        paths.narrow(peer, 1380, [HERE, BOTH])
+    assert dict(table.rows) == {peer: 1380}
+    assert len(lines) == 2
+    clock.now += HOLDS_SECONDS + 1
+    paths.narrow(peer, 1450, [HERE, BOTH])
+    assert dict(table.rows) == {peer: 1450}
 
 
 @pytest.mark.parametrize(

@@ -31,10 +31,17 @@ class PathMtus:
     _until: dict[Address, tuple[int, float]] = field(default_factory=dict)
 
     def narrow(self, peer: Address, mtu: int, nodes: Iterable[Node]) -> None:
-        """A router refused ESP to `peer` longer than `mtu`; believed of nodes that we know."""
-        if mtu >= self.uplink_mtu or not any(peer in node.addresses for node in nodes):
-            return
+        """A router refused ESP to `peer` longer than `mtu`; believed of nodes that we know.
+
+        While a word holds only a narrower one counts: who repeats himself without end moves
+        nothing and fills no log.
+        """
+        self.forget()
         worth = path_mtu(mtu, peer.version)
+        if worth >= self.table.rows.get(peer, self.uplink_mtu):
+            return
+        if not any(peer in node.addresses for node in nodes):
+            return
         self._until[peer] = (worth, self.clock() + HOLDS_SECONDS)
         self.forget()
         log.info("a narrower path", peer=str(peer), mtu=worth)
