@@ -37,7 +37,8 @@ HOOKS = {"from_pod": 1, "door": 2, "to_net": 3, "from_net": 4}
 
 @pytest.fixture
 def node(tmp_path: Path) -> Iterator[Node]:
-    with loaded_node(tmp_path) as loaded:
+    """With an interval that no test outlasts, on however slow a machine."""
+    with loaded_node(tmp_path, flow_interval_ms=3_600_000) as loaded:
         furnish(loaded)
         for peer in PEERS.values():
             put_outbound(loaded, peer)
