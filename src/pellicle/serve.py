@@ -73,7 +73,14 @@ def listen(path: Path) -> socket.socket:
 
 
 async def serve(server: socket.socket, answers: Mapping[str, Answer]) -> None:
-    """Answer calls on `server` until cancelled."""
+    """Answer calls on `server` until cancelled; only an agent that was killed leaves its socket."""
+    try:
+        await _accept(server, answers)
+    finally:
+        _remove(server)
+
+
+async def _accept(server: socket.socket, answers: Mapping[str, Answer]) -> None:
     loop = asyncio.get_running_loop()
     async with asyncio.TaskGroup() as conversations:
         while True:
@@ -87,6 +94,10 @@ async def serve(server: socket.socket, answers: Mapping[str, Answer]) -> None:
             talk = conversations.create_task(_converse(connection, answers))
             # Also when it is cancelled before it has begun.
             talk.add_done_callback(partial(_hang_up, connection))
+
+
+def _remove(server: socket.socket) -> None:
+    Path(server.getsockname()).unlink(missing_ok=True)
 
 
 def _hang_up(connection: socket.socket, _talk: asyncio.Task[None]) -> None:

@@ -191,5 +191,11 @@ async def test_a_dead_socket_is_replaced_a_living_one_is_not(tmp_path: Path) -> 
         assert await say(path, b'{"call": "echo"}\n') == [{"ok": {}}], "undisturbed"
 
 
+async def test_an_agent_that_ends_takes_its_socket_with_it(tmp_path: Path) -> None:
+    async with agent(tmp_path / "agent.sock"):
+        assert await say(tmp_path / "agent.sock", b'{"call": "echo"}\n') == [{"ok": {}}]
+    assert not (tmp_path / "agent.sock").exists()
+
+
 def _descriptors() -> int:
     return sum(1 for _ in Path("/proc/self/fd").iterdir())

@@ -16,6 +16,8 @@ from typing import IO, Any
 
 import click
 
+from pellicle.kernel import Unsupported
+
 _JSON = "pellicle.json"
 
 
@@ -75,7 +77,7 @@ def want_json(context: click.Context) -> None:
 
 
 class Program(click.Group):
-    """The root of all commands: what the system refuses is a sentence, not a traceback."""
+    """The root of all commands: what the system refuses or lacks is a sentence, no traceback."""
 
     def invoke(self, context: click.Context) -> Any:
         """Run the command that was asked for."""
@@ -86,7 +88,7 @@ class Program(click.Group):
             raise
         except BrokenPipeError:
             raise  # whoever read our output has gone; click ends quietly
-        except OSError as error:
+        except (OSError, Unsupported) as error:
             refused = Trouble(f"{error}.")
             refused.is_json = context.meta.get(_JSON, False)
             raise refused from error

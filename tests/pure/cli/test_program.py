@@ -15,6 +15,9 @@ import pytest
 from click.testing import CliRunner
 
 from pellicle.cli import main
+from pellicle.cli.options import speaks_json
+from pellicle.cli.trouble import Exit, Program
+from pellicle.kernel import Unsupported
 from pellicle.settings import SETTINGS
 
 from . import recorded
@@ -221,3 +224,17 @@ def test_the_reference_knows_every_command() -> None:
     for words, command in ALL.items():
         if not isinstance(command, click.Group):
             assert " ".join(words) in reference, f"docs/cli.md does not mention {' '.join(words)}"
+
+
+@pytest.mark.parametrize("words", [[], ["--json"]], ids=["words", "JSON"])
+def test_what_the_system_lacks_is_a_sentence(words: list[str]) -> None:
+    @click.command()
+    @speaks_json
+    def lacking(*, as_json: bool) -> None:
+        raise Unsupported("loading BPF programs", "libbpf.so.1 (Debian: package libbpf1)")
+
+    result = CliRunner().invoke(Program(commands={"lacking": lacking}), ["lacking", *words])
+    assert result.exit_code == Exit.DEGRADED
+    assert "it needs libbpf.so.1 (Debian: package libbpf1)." in result.output
+    assert "Traceback" not in result.output
+    assert result.output.startswith('{"error"' if words else "pellicle: loading BPF programs")
