@@ -49,9 +49,8 @@ static __always_inline int peer_may_be_pod(const struct addr *addr)
 	return peer ? !(peer->flags & PEER_NODE) : cluster_has(addr);
 }
 
-/* Must cleartext between `there`, beyond the border, and `here` not cross it?  So it is if either end
- * may be a pod and the other is a pod or node: what those say is sealed.  Nodes among themselves are
- * free.
+/* May cleartext not cross the border between `there`, beyond it, and `here`?  It may not if a pod is
+ * there, or a node there and a pod here: what those say is sealed.  Nodes among themselves are free.
  */
 static __always_inline int peer_must_be_encrypted(const struct addr *there, const struct addr *here)
 {

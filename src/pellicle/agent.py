@@ -303,7 +303,12 @@ class Agent:
             int(config.flow_interval * 1000),
             self._uplink.addresses,
         )
-        return programs.load(words, config.bpffs / "maps")
+        loaded = programs.load(words, config.bpffs / "maps")
+        # Before a program runs over maps that may be new and empty: what is the cluster's.
+        cidrs = ipcache.plan_cidrs(config.cluster_cidrs, {})
+        for error in ipcache.cidr_target(loaded).put(cidrs).values():
+            raise error
+        return loaded
 
     def _reconciler(
         self, wanted: Table[Any, Any], target: Any, up: Table[Any, Any], *, once: bool = False

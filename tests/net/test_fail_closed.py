@@ -218,6 +218,31 @@ def test_without_the_door_nothing_from_a_pod_reaches_a_node_in_the_clear(
     until(lambda: bool(agents.status(N1)["healthy"]), "it is mended")
 
 
+def test_an_agent_without_maps_and_directory_lets_no_cluster_address_out(
+    two: lab.LabState,
+) -> None:
+    """As after an upgrade that makes the maps anew, while the directory is away."""
+    lab.kill_agent("n1")
+    for pin in (N1.bpffs / "maps").iterdir():
+        pin.unlink()
+    away = CLUSTER.with_name("away")
+    CLUSTER.rename(away)
+    try:
+        lab.start_agent("n1", wait=False)
+        until(lambda: _table(N1, "programs")["applied"] >= 4, "the new programs are in place")
+        with Sniffer(markers=[MARKER]) as wire:
+            for destination in (pod(4), pod(6), "10.244.77.7", "fd00:244:77::7"):
+                _speak("n1/p1", destination)
+                netns.run_in(
+                    N1.namespace, [sys.executable, "-c", SAY, destination, MARKER.decode()]
+                )
+            wire.settle()
+            assert wire.marks() == {}
+    finally:
+        away.rename(CLUSTER)
+    until(lambda: bool(agents.status(N1)["healthy"]), "it is mended")
+
+
 def test_encryption_off_is_never_silent(make_lab: MakeLab) -> None:
     make_lab(2, 1, encrypt=False)
     row = agents.status(N1)
@@ -260,6 +285,10 @@ def _grown(node: LabNode, before: dict[str, int]) -> set[str]:
     """The reasons under which something was dropped since."""
     now = _counts(node)
     return {name for name in now if name.startswith("DROP_") and now[name] > before[name]}
+
+
+def _table(node: LabNode, name: str) -> dict[str, Any]:
+    return next(row for row in agents.status(node)["tables"] if row["name"] == name)
 
 
 def _known(node: LabNode) -> set[str]:
