@@ -57,16 +57,22 @@ A = TypeVar("A")
 def _each(
     keys: Sequence[K], packed: Sequence[A], act: Callable[[Sequence[A]], None]
 ) -> dict[K, OSError]:
-    """Act on all; a batch stops at its first bad row, the rest is then tried without it."""
+    """Act on all; a batch stops at its first bad row, the rest is then tried without it.
+
+    In smaller batches, so that a map that is full costs no more than a call for each row.
+    """
     errors: dict[K, OSError] = {}
-    start = 0
+    start, size = 0, len(packed)
     while start < len(packed):
+        part = packed[start : start + size]
         try:
-            act(packed[start:])
+            act(part)
         except BatchError as error:
             start += error.done
             errors[keys[start]] = error
             start += 1
+            size = max(1, size // 8)
         else:
-            break
+            start += len(part)
+            size *= 2
     return errors
