@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from ipaddress import ip_address, ip_network
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -25,6 +27,7 @@ from pellicle.facts import (
     Node,
     NodeName,
 )
+from pellicle.kernel import Unsupported
 
 N1, N2 = NodeName("n1"), NodeName("n2")
 NODES = {
@@ -131,3 +134,19 @@ def test_the_gateway_is_the_first_address() -> None:
     assert gateway(ip_network("10.244.1.0/24")) == ip_address("10.244.1.1")
     assert gateway(ip_network("fd00::/64")) == ip_address("fd00::1")
     assert gateway(ip_network("10.0.0.7/32")) == ip_address("10.0.0.7")
+
+
+@pytest.mark.parametrize(
+    ("version", "is_refused"),
+    [
+        ("#1 SMP PREEMPT_DYNAMIC Debian 6.12.48-1 (2025-09-20)", False),
+        ("#1 SMP PREEMPT_DYNAMIC @0", False),
+        ("#1 SMP Debian 5.10.223-1", False),
+        ("#1 SMP PREEMPT_RT Debian 6.12.48-1 (2025-09-20)", True),
+    ],
+)
+def test_no_packet_is_sealed_where_programs_interrupt_each_other(
+    version: str, is_refused: bool
+) -> None:
+    with pytest.raises(Unsupported) if is_refused else nullcontext():
+        programs.refuse_realtime(version)

@@ -9,6 +9,7 @@ A new agent loads the object again over the pinned maps and swaps the programs i
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 from collections.abc import Collection, Mapping
@@ -21,6 +22,7 @@ import structlog
 
 from pellicle.datapath.address import ZERO, to_bytes
 from pellicle.facts import Address, Link
+from pellicle.kernel import Unsupported
 from pellicle.kernel.bpf import IncompatibleMap, Object, attach_tc, attached_tc, detach_tc
 from pellicle.kernel.bpf.attach import Direction, Mode
 from pellicle.wire.btf import Btf
@@ -75,6 +77,7 @@ def load(words: Words, maps: Path) -> Object:
     Maps that an older version left and this one cannot read are made anew: the agent fills
     them again, and the SAs in them are replaced by new ones from a new offer.
     """
+    refuse_realtime(os.uname().version)
     path = object_path()
     rodata = {"config": pack_words(Btf.parse(path.read_bytes()), words)}
     try:
@@ -84,6 +87,15 @@ def load(words: Words, maps: Path) -> Object:
         for name in PINNED_MAPS:
             (maps / name).unlink(missing_ok=True)
         return Object.load(path, rodata=rodata, pin_dir=maps, pinned=PINNED_MAPS)
+
+
+def refuse_realtime(version: str) -> None:
+    """`Unsupported` on a kernel whose programs may interrupt each other on one CPU.
+
+    They share that CPU's scratch: a packet would be sealed with the number of another.
+    """
+    if "PREEMPT_RT" in version:
+        raise Unsupported("sealing packets on a PREEMPT_RT kernel", "one with another preemption")
 
 
 def pack_words(btf: Btf, words: Words) -> bytes:

@@ -9,6 +9,8 @@ from pellicle.facts import Address
 from pellicle.kernel.netlink import Netlink
 from pellicle.wire.netlink import MAIN_TABLE
 
+ETHERNET_ADDRESS = len("02:00:00:00:00:01")
+
 
 class NoUplink(Exception):  # noqa: N818  it says what is missing
     """The uplink cannot be told, or is not there."""
@@ -31,6 +33,9 @@ def find(netlink: Netlink, name: str | None, addresses: tuple[Address, ...]) -> 
     if device not in links:
         raise NoUplink(f"uplink {device} is not a device of this host: set `uplink` to one that is")
     link = links[device]
+    if len(link.mac) != ETHERNET_ADDRESS:
+        # Its frames would have no header that the programs know: the last door would stand open.
+        raise NoUplink(f"uplink {device} is not Ethernet: set `uplink` to the device below it")
     found = addresses or _addresses(netlink, link.index)
     if not found:
         raise NoUplink(f"uplink {device} has no global address: give it one, or set `addresses`")
