@@ -25,16 +25,15 @@ static __always_inline int is_neighbour_discovery(const struct packet *p)
 /* No peer: a neighbour, the world, or a cluster address that may appear at any moment. */
 static __always_inline int from_pod_unknown(const struct packet *p)
 {
-	if (is_neighbour_discovery(p))
-		return CLEAR_LINK;
-	return cluster_has(&p->destination) ? DROP_UNKNOWN_PEER : CLEAR_WORLD;
+	if (!cluster_has(&p->destination))
+		return CLEAR_WORLD;
+	return is_neighbour_discovery(p) ? CLEAR_LINK : DROP_UNKNOWN_PEER;
 }
 
 /* REASON_NONE: the door takes it from here and reports it. */
 static __always_inline int from_pod_judge(struct __sk_buff *skb, const struct packet *p)
 {
 	int is_own = is_own_address(skb, &p->source);
-	struct encrypt_row *row;
 	struct peer *peer;
 
 	if (addr_is_link(&p->destination) &&
@@ -51,10 +50,9 @@ static __always_inline int from_pod_judge(struct __sk_buff *skb, const struct pa
 		return DROP_POD_ESP;
 	if (peer->flags & PEER_LOCAL)
 		return CLEAR_LOCAL;
-	row = encrypt_find(&peer->node);
-	if (!row)
+	if (!encrypt_find(&peer->node))
 		return DROP_NO_KEY;
-	skb->mark = MARK_ENCRYPT | (row->pair & 0xf) << 12;
+	skb->mark = MARK_ENCRYPT; /* and no more: kube-proxy drops or masquerades by 0x8000, 0x4000 */
 	return REASON_NONE;
 }
 

@@ -21,6 +21,7 @@ from tests.bpf.cluster import (
     SELF6,
     WORLD4,
     WORLD6,
+    Peer,
     furnish,
     put_outbound,
 )  # fmt: skip
@@ -113,6 +114,7 @@ CASES = (
                    + packets.icmp(143, 0), protocol=0), "CLEAR_LINK"),
     Case("I am here, to an address of the gateway", neighbour(136, POD6, UNKNOWN6), "CLEAR_LINK"),
     Case("the same from beyond", neighbour(136, POD6, UNKNOWN6, ttl=254), "DROP_UNKNOWN_PEER"),
+    Case("the same to the world", neighbour(136, POD6, WORLD6), "CLEAR_WORLD"),
     Case("I am here, to a pod elsewhere", neighbour(136, POD6, OVER4.pod6), MARKED),
     Case("an echo, ttl 255", neighbour(128, POD6, UNKNOWN6), "DROP_UNKNOWN_PEER"),
     Case("half a TCP header", ip(POD4, OVER4.pod4, bytes(7), protocol=TCP), "DROP_MALFORMED"),
@@ -143,9 +145,11 @@ def test_verdicts(node: Node, case: Case) -> None:
 
 
 @pytest.mark.parametrize("peer", PEERS.values(), ids=lambda peer: f"node {peer.number}")
-def test_the_mark_tells_the_pair(node: Node, peer: object) -> None:
-    seen = node.run("from_pod", packets.frame(ip(POD4, peer.pod4)))  # type: ignore[attr-defined]
-    assert seen.mark == MARK_ENCRYPT | (peer.pair & 0xF) << 12  # type: ignore[attr-defined]
+def test_the_mark_has_no_bit_that_others_read(node: Node, peer: Peer) -> None:
+    """kube-proxy masquerades what bears 0x4000, and drops what bears 0x8000."""
+    node.put_encrypt(peer.address, 0x1111_2222_3333_444F)
+    seen = node.run("from_pod", packets.frame(ip(POD4, peer.pod4)))
+    assert seen.mark == MARK_ENCRYPT
 
 
 OTHER_FRAMES = {
