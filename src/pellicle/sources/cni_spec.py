@@ -26,7 +26,7 @@ DEFAULT_NAMESPACE = "default"
 NO_IDENTITY = IdentityNumber(0)
 """Of an endpoint that is still being made."""
 
-_IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+_IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,255}")
 _INTERFACE = re.compile(r"[A-Za-z0-9._@-]{1,15}")
 
 

@@ -49,6 +49,7 @@ BAD = (
     Bad("no command", {"command": None}, Code.UNDECODABLE, "not a CNI request"),
     Bad("args of no kind", {"args": {"A": 1}}, Code.UNDECODABLE, "not a CNI request"),
     Bad("a path", {"container_id": "../../etc"}, Code.INVALID_ENVIRONMENT, "CNI_CONTAINERID"),
+    Bad("a long one", {"container_id": "a" * 257}, Code.INVALID_ENVIRONMENT, "CNI_CONTAINERID"),
     Bad("no container", {"container_id": ""}, Code.INVALID_ENVIRONMENT, "CNI_CONTAINERID"),
     Bad("a slash", {"ifname": "a/b"}, Code.INVALID_ENVIRONMENT, "CNI_IFNAME"),
     Bad("two dots", {"ifname": ".."}, Code.INVALID_ENVIRONMENT, "CNI_IFNAME"),
