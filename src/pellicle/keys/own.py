@@ -92,7 +92,12 @@ class OwnOffers:
         return self._next_at
 
     def make(self, now: float, *, is_forced: bool) -> None:
-        """A new offer, not yet published. `is_forced`: a pair broke, which may go on and on."""
+        """A new offer, not yet published; a rotation under way ends.
+
+        `is_forced`: a pair broke, which may happen again and again.
+        """
+        if self.newest and self.is_full:
+            self.withdraw_oldest()
         epoch = Epoch(self._last_epoch % LAST_EPOCH + 1)
         half = OwnOffer.make(self._node, epoch, self._boot_nonce, self._random, self._secret)
         if now >= self._next_at + LAST_PAUSE_SECONDS:

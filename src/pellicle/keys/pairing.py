@@ -97,36 +97,40 @@ class Keyring:
         self._is_listed = True
         holders: dict[Address, NodeName] = dict.fromkeys(self._local.addresses, self._local.name)
         refused = []
-        known = [name for name in self._peers if name in nodes]
-        for name in (*known, *sorted(nodes.keys() - self._peers.keys() - {self._local.name})):
+        for name in sorted(nodes.keys() - {self._local.name}, key=self._precedence):
             node = nodes[name]
             rival = next((holders[a] for a in node.addresses if a in holders), None)
             if rival is not None:
                 why = f"an address of it belongs to node {rival}"
                 refused.append(Rejected(f"record of node {name}", "addresses", why))
-                self._refuse(name, why)
+                self._refuse(name, node, why)
                 continue
             holders.update(dict.fromkeys(node.addresses, name))
             self._read(name, node)
         for name in self._peers.keys() - nodes.keys():
-            self._refuse(name, "is gone")
-            self._peers[name].node = None
+            self._refuse(name, None, "is gone")
         self._refused = tuple(refused)
+
+    def _precedence(self, name: NodeName) -> tuple[bool, NodeName]:
+        """Who held an address before holds it still."""
+        peer = self._peers.get(name)
+        return peer is None or peer.is_refused, name
 
     def _read(self, name: NodeName, node: Node) -> None:
         peer = self._peers.setdefault(name, Peer(name))
-        if peer.node is node or peer.node == node:
+        if peer.node == node and not peer.is_refused:
             return
-        peer.node, peer.record = node, read_record(node, self._rules)
+        peer.node, peer.record, peer.is_refused = node, read_record(node, self._rules), False
         stray = self._strays.pop(node.addresses[0], None) if node.addresses else None
         if stray:
             for pair in stray.pairs.values():
                 pair.rank_between(self._local.name, name)
             peer.pairs.update(stray.pairs)
 
-    def _refuse(self, name: NodeName, why: str) -> None:
+    def _refuse(self, name: NodeName, node: Node | None, why: str) -> None:
         peer = self._peers.setdefault(name, Peer(name))
-        peer.node, peer.record = None, Record(state=PeerState.NO_OFFER, why=why)
+        peer.node, peer.is_refused = node, True
+        peer.record = Record(state=PeerState.NO_OFFER, why=why)
 
     def standing(self, rows: Iterable[Sa]) -> None:
         """All SAs that stand in the kernel now."""
@@ -217,18 +221,17 @@ class Keyring:
     def _offer(self, own: OwnOffers, now: float) -> bool:
         """Make, publish and withdraw our offers. False: pairs are left to derive."""
         budget = DERIVATIONS_PER_PLAN
-        has_changed = True
-        while has_changed:
-            is_broken = self._is_broken(own)
-            if self._must_make(own, is_broken, now):
-                self._must_rotate = False
-                own.make(now, is_forced=is_broken)
+        while True:
             for peer in (*self._peers.values(), *self._strays.values()):
                 peer.match(self._local, own.all, own.version)
                 while peer.todo and budget:
                     budget -= self._derive(peer, *peer.todo.pop())
-            has_changed = self._advance(own, now)
-        return budget > 0
+            is_broken = self._is_broken(own)
+            if self._must_make(own, is_broken, now):
+                self._must_rotate = False
+                own.make(now, is_forced=is_broken)
+            elif not self._advance(own, now):
+                return budget > 0
 
     def _is_broken(self, own: OwnOffers) -> bool:
         """Whether some peer can be agreed with only by a new offer of ours."""
@@ -240,7 +243,7 @@ class Keyring:
             if best is None or best not in newest.used:
                 continue
             pair = self._pairs.get(best)
-            if pair is None or pair.is_lost or pair.is_spent:
+            if pair is None or pair.is_lost or pair.is_spent or not peer.is_live(pair):
                 return True
         return False
 
@@ -250,11 +253,8 @@ class Keyring:
             return True
         if newest.published_at is None or now < own.next_at:
             return False
-        if is_broken:
-            if own.is_full:
-                own.withdraw_oldest()
-            return True
-        return not own.is_full and (self._must_rotate or now >= newest.made_at + self._lifetime)
+        is_old = now >= newest.made_at + self._lifetime
+        return is_broken or (not own.is_full and (self._must_rotate or is_old))
 
     def _derive(self, peer: Peer, own: Own, offer: Offer, id_: PairId) -> int:
         """Plan a pair that never was; how many derivations it took."""
@@ -366,7 +366,7 @@ class Keyring:
         yield max(newest.made_at + self._lifetime, own.next_at)
         if own.is_full:
             yield newest.published_at + ROTATION_SECONDS
-        if now < own.next_at:
+        if now < own.next_at and (self._must_rotate or self._is_broken(own)):
             yield own.next_at
         for peer in (*self._peers.values(), *self._strays.values()):
             yield from (wake for wake in peer.wakes(self._drain, sending) if wake > now)

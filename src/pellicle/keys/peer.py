@@ -82,6 +82,7 @@ def read_record(node: Node, rules: Rules) -> Record:
 def outer_addresses(
     ours: Sequence[Address], theirs: Sequence[Address], family: str
 ) -> tuple[Address, Address] | None:
+    """Ours and theirs of one family, the same choice on both nodes; None: none in common."""
     for is_v4 in {"auto": (True, False), "4": (True,), "6": (False,)}[family]:
         pair = [
             next((a for a in addresses if isinstance(a, IPv4Address) is is_v4), None)
@@ -99,6 +100,8 @@ class Peer:
     name: NodeName
     node: Node | None = None
     record: Record = Record()
+    is_refused: bool = False
+    """Its record is not read: it is gone, or claims what is another node's."""
     pairs: dict[PairId, Pair] = field(default_factory=dict)
     live: frozenset[PairId] = frozenset()
     """Of every combination of an offer of ours and a verified one of the peer."""
@@ -193,11 +196,13 @@ class Peer:
 
     def surplus(self) -> Iterator[Pair]:
         """What is too much, lowest first; live pairs are at most four and stay."""
+        if len(self.pairs) <= MOST_PAIRS:
+            return
         dying = sorted(
             (pair for pair in self.pairs.values() if pair.dying_since is not None),
             key=lambda pair: (pair.is_confirmed, pair.rank),
         )
-        yield from dying[: max(0, len(self.pairs) - MOST_PAIRS)]
+        yield from dying[: len(self.pairs) - MOST_PAIRS]
 
     def choose(self) -> Pair | None:
         """The pair to send on: the highest one that the peer has shown to have."""

@@ -375,7 +375,11 @@ class Cluster:
             self.check_sends()
             wakes = [m.agent.plan.wake for m in self.members.values() if m.agent and m.agent.plan]
             wake = min((wake for wake in wakes if wake is not None), default=end)
-            is_quiet = not any(member.kernel.events for member in self.members.values())
+            is_quiet = not any(
+                member.kernel.events
+                or any(member.view.get(name) != said[-1] for name, said in self.directory.items())
+                for member in self.members.values()
+            )
             if is_quiet and wake > self.now + 1000:
                 return
             self.now = max(self.now + 0.02, min(wake, refresh_at)) if is_quiet else self.now + 0.02
