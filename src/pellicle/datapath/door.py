@@ -22,6 +22,8 @@ from pellicle.kernel.netns import read_sysctl, write_sysctl
 from pellicle.kernel.offloads import ALL_TRANSMIT, is_on, switch_off
 from pellicle.wire.link import LinkAddress, VethEnd
 
+STRICT, LOOSE = 1, 2
+"""Values of rp_filter."""
 FORWARDING = {"net/ipv4/ip_forward": "1", "net/ipv6/conf/all/forwarding": "1"}
 
 
@@ -49,6 +51,7 @@ class DoorTarget:
     def __init__(self, netlink: Netlink, uplink: str) -> None:
         self._netlink = netlink
         self._router_adverts = f"net/ipv6/conf/{uplink}/accept_ra"
+        self._source_checks = [f"net/ipv4/conf/{name}/rp_filter" for name in ("all", uplink)]
 
     def read(self) -> Mapping[str, Door]:
         """The door if all of it is in order, else nothing: it is then put again."""
@@ -59,6 +62,8 @@ class DoorTarget:
         if host.mac != DOOR_MAC or any(is_on(DOOR_HOST, offload) for offload in ALL_TRANSMIT):
             return {}
         if any(read_sysctl(name) != value for name, value in FORWARDING.items()):
+            return {}
+        if self._is_source_check_strict():
             return {}
         addresses = (each.interface.ip for each in self._netlink.addresses(host.index))
         ours = frozenset(address for address in addresses if not address.is_link_local)
@@ -83,6 +88,8 @@ class DoorTarget:
         if read_sysctl(self._router_adverts) == "1":
             # A forwarding host would stop listening to its own router (ip-sysctl: accept_ra).
             write_sysctl(self._router_adverts, 2)
+        if self._is_source_check_strict():
+            write_sysctl(self._source_checks[-1], LOOSE)
         links = self._netlink.links()
         if DOOR_HOST not in links or DOOR_NET not in links:
             self._netlink.remove_link(DOOR_HOST)
@@ -97,6 +104,12 @@ class DoorTarget:
         self._netlink.change_link(host, is_up=True, mtu=door.mtu, mac=DOOR_MAC)
         switch_off(DOOR_HOST, ALL_TRANSMIT)
         self._put_addresses(host, door.addresses)
+
+    def _is_source_check_strict(self) -> bool:
+        """Strict would lose what others' pods send to this node: it is opened on the uplink, and
+        answered through the door. The greater of both settings counts (ip-sysctl: rp_filter).
+        """
+        return max(int(read_sysctl(name)) for name in self._source_checks) == STRICT
 
     def _put_addresses(self, host: int, wanted: frozenset[Address]) -> None:
         found = self._netlink.addresses(host)
