@@ -145,11 +145,12 @@ class Post:
         return not waiting
 
     def error(self) -> IcmpError | None:
-        """The next ICMP error on the sender's error queue."""
-        try:
-            _, notes, _, _ = self.sender.recvmsg(2048, 512, socket.MSG_ERRQUEUE)
-        except BlockingIOError:
+        """The next ICMP error that comes back to the sender; None when none comes."""
+        poll = select.poll()
+        poll.register(self.sender, 0)  # POLLERR is always waited for
+        if not poll.poll(SECONDS * 1000):
             return None
+        _, notes, _, _ = self.sender.recvmsg(2048, 512, socket.MSG_ERRQUEUE)
         note = next(
             note for level, _, note in notes if level == LEVEL[self.family] and len(note) > 16
         )
@@ -193,10 +194,11 @@ class Echo:
         return number == self._number and reply[8:] == content(size)
 
 
-def is_echoed(source: str, family: int, to: str, size: int = 1000) -> bool:
+def is_echoed(source: str, family: int, to: str, seconds: float = SECONDS) -> bool:
     """Whether `to` answers one echo request of `source`."""
     with Echo(source, family, to) as echo, suppress(TimeoutError):
-        return echo.answers(size)
+        echo.socket.settimeout(seconds)
+        return echo.answers(1000)
     return False
 
 

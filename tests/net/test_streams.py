@@ -61,6 +61,17 @@ def test_tcp_is_intact_both_ways_at_once(outer: int, family: int, off: str) -> N
 
 
 @both
+def test_a_node_and_a_remote_pod_are_no_other(outer: int, family: int) -> None:
+    """What the node itself sends is cut by the door too."""
+    before = _drops()
+    with Sniffer(markers=[SECRET]) as wire, connected("n1", B, family) as (here, there):
+        assert segment(here) == INNER[outer] - IP_UDP[family] - 24
+        assert exchange(here, there) == [True, True]
+        assert_private(wire)
+    assert _drops() == before
+
+
+@both
 @pytest.mark.parametrize("size", [1, 100, 1000, None], ids=["1", "100", "1000", "longest"])
 def test_udp_that_is_cut_by_the_device_arrives(outer: int, family: int, size: int | None) -> None:
     size = size or INNER[outer] - IP_UDP[family]
