@@ -41,12 +41,16 @@ class Table(Generic[K, R]):
         return self._rows
 
     def replace(self, rows: Mapping[K, R]) -> None:
-        """Make `rows` the whole content. Equal content wakes nobody."""
-        if self.listed and rows == self._rows:
-            return
+        """Make `rows` the whole content. Equal content wakes nobody.
+
+        The old rows are let go all the same: what does not count as a difference, such as a
+        key that has served, must not live on in them.
+        """
+        is_news = not self.listed or rows != self._rows
         self._rows = MappingProxyType(dict(rows))
         self.listed = True
-        self.ring()
+        if is_news:
+            self.ring()
 
     def ring(self) -> None:
         """Wake everyone who plans from this table."""

@@ -270,3 +270,21 @@ async def _until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
     async with asyncio.timeout(seconds):
         while not condition():
             await asyncio.sleep(0.005)
+
+
+def test_rows_that_are_equal_wake_nobody_and_are_the_new_ones() -> None:
+    """A key that has served is taken out of its row, which is then as equal as before."""
+
+    @dataclass(frozen=True)
+    class Row:
+        number: int
+        key: bytes = field(default=b"", compare=False)
+
+    table: Table[str, Row] = Table("sas")
+    table.replace({"a": Row(1, b"secret")})
+    with Table.bell(table) as bell:
+        table.replace({"a": Row(1)})
+        assert not bell.is_set()
+        assert table.rows["a"].key == b""
+        table.replace({"a": Row(2)})
+        assert bell.is_set()
