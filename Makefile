@@ -39,6 +39,6 @@ bench:
 	$(PY) benchmarks/run.py
 
 clean:
-	rm -rf .venv build dist src/pellicle/_bpf .coverage .hypothesis pellicle-demo.pcap pellicle-demo.svg
+	rm -rf .venv build dist src/pellicle/_bpf .coverage* .hypothesis pellicle-demo.pcap pellicle-demo.svg
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
