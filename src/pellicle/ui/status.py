@@ -69,7 +69,7 @@ def peers_not_ready(peers: Sequence[Peer]) -> Iterator[Text]:
 
 def _facts(answer: Status) -> RenderableType:
     path = answer.datapath
-    sizes = ((path.mtu.v4, "IPv4"), (path.mtu.v6, "IPv6"))
+    sizes = ((path.mtu.v4, "over IPv4"), (path.mtu.v6, "over IPv6"))
     lost = f"{count(answer.events_lost)} reports of flows lost (their packets are still counted)"
     rows: list[tuple[str, str | Text]] = [
         (
