@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # make demo    see it work: three nodes, encryption off, then on, a sniffer on the wire
 # make test    everything: check, then the tests that need root and a kernel
-# make check   seconds, no root: lint, types, import contracts, pure tests
+# make check   a minute, no root: lint, types, import contracts, pure tests and their coverage
 # make bench   one table against plaintext and wireguard-go (minutes)
 PY = .venv/bin/python
 PYTEST = $(PY) -m pytest -p no:cacheprovider
