@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The agent: the only file that knows every room. Read `_start` aloud.
+"""The agent: the only file that knows every room. Read `_work` aloud.
 
     sources ─▶ tables ─▶ derive ─▶ tables ─▶ reconcile ─▶ the kernel ─▶ applied tables ─▶ …
 
