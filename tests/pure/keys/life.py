@@ -159,3 +159,14 @@ def agreed(name: str = "n1", epoch: int = 1) -> Life:
     life.install()
     life.agree(life.pair(1, epoch))
     return life
+
+
+def rotated() -> Life:
+    """A second offer stands and is published; the peer has not said a word about it."""
+    life = agreed()
+    life.look(10)
+    life.ring.rotate()
+    life.look()
+    life.install()
+    assert life.published == [1, 2]
+    return life

@@ -16,8 +16,6 @@ import hypothesis.strategies as st
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from pellicle.facts import NodeName
-
 from .cluster import Cluster, Member, cluster_of
 
 MEMBERS = st.integers(0, 2)
@@ -184,13 +182,8 @@ class AnyLife(RuleBasedStateMachine):
 
 TestAnyLife = AnyLife.TestCase
 TestAnyLife.settings = settings(
-    max_examples=60,
+    max_examples=150,
     stateful_step_count=40,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
 )
-
-
-def test_the_name_of_a_node_is_not_its_address() -> None:
-    world = cluster_of(2)
-    assert {member.name for member in world.members.values()} == {NodeName("n1"), NodeName("n2")}
