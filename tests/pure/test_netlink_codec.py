@@ -86,7 +86,7 @@ def test_a_route_survives(route: Route) -> None:
     assert netlink.read_route(echoed(netlink.put_route(route))) == route
 
 
-@given(NETWORKS_4 | NETWORKS_6, st.sampled_from([RouteKind.BLACKHOLE, RouteKind.UNREACHABLE]))
+@given(NETWORKS_4 | NETWORKS_6, st.sampled_from([RouteKind.BLACKHOLE, RouteKind.THROW]))
 def test_a_route_to_nowhere_survives(to: Network, kind: RouteKind) -> None:
     route = Route(to, kind=kind, table=200)
     assert netlink.read_route(echoed(netlink.put_route(route))) == route

@@ -71,6 +71,7 @@ def test_peers_are_reached_through_the_door_and_nothing_marked_goes_elsewhere() 
     unicast = RouteKind.UNICAST
     assert shown == {
         *((str(default), 200, RouteKind.BLACKHOLE, None, None) for default in DEFAULTS),
+        *((str(cidr), 200, RouteKind.THROW, None, None) for cidr in HERE.pod_cidrs),
         ("192.0.2.2/32", 200, unicast, 5, 1446),
         ("2001:db8::2/128", 200, unicast, 5, 1446),
         ("10.244.2.0/24", 200, unicast, 5, 1446),
@@ -102,7 +103,7 @@ def test_without_door_or_uplink_what_is_marked_goes_nowhere(missing: str) -> Non
 
 def test_nothing_is_routed_to_a_node_that_no_tunnel_can_reach() -> None:
     rows = PLAN.routes(nodes(FOREIGN), LINKS, {})
-    assert {r.kind for r in rows.values()} == {RouteKind.BLACKHOLE}
+    assert {r.kind for r in rows.values()} == {RouteKind.BLACKHOLE, RouteKind.THROW}
 
 
 def test_marked_packets_look_into_our_table_first() -> None:

@@ -3,6 +3,7 @@
 
     1: from all fwmark 0xe00/0xf00 lookup 200
     table 200   10.244.2.0/24 dev pellicle_host mtu 1446     per pod CIDR of a peer
+                throw 10.244.1.0/24                          our own pods: see `_back`
                 blackhole default                            marked, and no peer: never the uplink
     main        10.244.2.0/24 dev pellicle_host mtu 1446     what this node itself sends to pods
 
@@ -86,6 +87,7 @@ class RoutePlan:
         door, uplink, own = links.get(DOOR_HOST), links.get(self.uplink), nodes.get(self.local)
         if door is None or uplink is None or own is None or not door.is_up:
             return {route.key: route for route in routes}
+        routes.extend(self._back(own))
         for node in nodes.values():
             if node.name == own.name:
                 continue
@@ -95,6 +97,14 @@ class RoutePlan:
                 mtu = inner_mtu(path, outer[1].version, self.longest)
                 routes.extend(self._to(node, own, door.index, mtu))
         return {route.key: route for route in routes}
+
+    def _back(self, own: Node) -> Iterable[Route]:
+        """To the pods that the marked packets come from. The kernel looks there with the packet's
+        mark when it checks a source (rp_filter with src_valid_mark) or answers with ICMP
+        (fwmark_reflect): it must find what it would find without the mark.
+        """
+        for cidr in own.pod_cidrs:
+            yield Route(cidr, table=self.table, kind=RouteKind.THROW)
 
     def _to(self, node: Node, own: Node, door: int, mtu: int) -> Iterable[Route]:
         sources = {cidr.version: gateway(cidr) for cidr in reversed(own.pod_cidrs)}

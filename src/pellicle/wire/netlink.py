@@ -63,6 +63,8 @@ class RouteKind(IntEnum):
     BLACKHOLE = 6
     UNREACHABLE = 7
     PROHIBIT = 8
+    THROW = 9
+    """On to the next rule, as if the table had nothing to say."""
 
 
 class Scope(IntEnum):
@@ -74,7 +76,7 @@ class Scope(IntEnum):
 
 
 _KINDS, _SCOPES = frozenset(RouteKind), frozenset(Scope)
-_NO_DEVICE = frozenset({RouteKind.BLACKHOLE, RouteKind.UNREACHABLE, RouteKind.PROHIBIT})
+_NO_DEVICE = frozenset(RouteKind) - {RouteKind.UNICAST, RouteKind.LOCAL}
 
 
 @dataclass(frozen=True, slots=True)
