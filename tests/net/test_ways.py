@@ -24,7 +24,7 @@ from pellicle.lab.frames import Kind
 from pellicle.lab.sniffer import Sniffer
 from pellicle.lab.topology import UPLINK, LabNode
 from tests.net.loaded import address_of, until
-from tests.net.parcels import IP_UDP, SECRET, content, is_echoed, parcels
+from tests.net.parcels import INNER, IP_UDP, PROBE_PATH, SECRET, content, is_echoed, parcels
 from tests.net.streams import connected, exchange
 
 MakeLab = Callable[..., lab.LabState]
@@ -192,6 +192,26 @@ def test_a_strict_source_check_of_the_node_loses_nothing(two: None) -> None:
     lab.start_agent("n2")
     for to in (of_node(N2, 4), of_gateway(N2, 4), address_of(B, 4)):
         assert is_echoed(A, 4, to)
+
+
+@both
+def test_the_kernel_may_look_with_the_packets_mark(two: None, family: int) -> None:
+    """Who runs a VPN of his own on a node sets src_valid_mark; others let ICMP carry the mark."""
+    of_kernel = {
+        "net/ipv4/conf/all/rp_filter": 2,
+        "net/ipv4/conf/all/src_valid_mark": 1,
+        "net/ipv4/fwmark_reflect": 1,
+        "net/ipv6/fwmark_reflect": 1,
+    }
+    for name, value in of_kernel.items():
+        netns.write_sysctl(name, value, N1.namespace)
+    assert is_echoed(A, family, address_of(B, family))
+    with parcels(A, B, family) as post:
+        post.discover(PROBE_PATH)
+        post.send(content(INNER[4] + 1 - IP_UDP[family]))
+        error = post.error()
+        assert error is not None, "no blackhole"
+        assert error.mtu == INNER[4]
 
 
 def _books() -> dict[str, int]:
