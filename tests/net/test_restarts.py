@@ -63,7 +63,11 @@ def test_no_nonce_is_used_twice_on_the_wire_when_maps_are_lost(make_lab: MakeLab
     """Rows and whole maps vanish, agents die meanwhile: new keys, never an old number again."""
     make_lab(2, 1, encrypt=True)
     n1 = LabNode(1)
-    with Sniffer(nonces=True, markers=[MARKER]) as wire, load("n1/p1", "n2/p1", 4, 120) as run:
+    with Sniffer(nonces=True, markers=[MARKER]) as wire, load("n1/p1", "n2/p1", 4, 240) as run:
+        # A connection that is not made yet would be given up, not resumed.
+        until(
+            lambda: sum(c.packets for c in wire.counts().values()) > 1000, "the load is on its way"
+        )
         for loss in (_delete_sas, _kill_and_delete_sas, _kill_and_unpin, _delete_sas):
             before = _newest_epoch(n1)
             loss(n1)
