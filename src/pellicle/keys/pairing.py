@@ -357,16 +357,17 @@ class Keyring:
             yield OwnKeys(each.offer.epoch, fingerprint(each.offer), state, why)
 
     def _wakes(self, own: OwnOffers, sending: frozenset[PairId], now: float) -> Iterator[float]:
-        """When something becomes due that no input announces."""
+        """When something becomes due that no input announces; what is past waits for one."""
         newest = own.newest
-        if newest is None or newest.published_at is None:
-            if newest:
-                yield newest.made_at + PUBLISH_SECONDS
+        if newest is None:
             return
-        yield max(newest.made_at + self._lifetime, own.next_at)
-        if own.is_full:
-            yield newest.published_at + ROTATION_SECONDS
-        if now < own.next_at and (self._must_rotate or self._is_broken(own)):
-            yield own.next_at
+        dues = [newest.made_at + PUBLISH_SECONDS]
+        if newest.published_at is not None:
+            dues = [max(newest.made_at + self._lifetime, own.next_at)]
+            if own.is_full:
+                dues.append(newest.published_at + ROTATION_SECONDS)
+            if self._must_rotate or self._is_broken(own):
+                dues.append(own.next_at)
         for peer in (*self._peers.values(), *self._strays.values()):
-            yield from (wake for wake in peer.wakes(self._drain, sending) if wake > now)
+            dues.extend(peer.wakes(self._drain, sending))
+        yield from (due for due in dues if due > now)

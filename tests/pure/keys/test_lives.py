@@ -12,7 +12,7 @@ from pellicle.facts import Epoch, NodeName, PairId
 from pellicle.keys import pairing
 from pellicle.keys.offers import OwnOffer
 from pellicle.keys.pair import Pair
-from pellicle.keys.pairing import Direction, ProbeKind
+from pellicle.keys.pairing import Direction, LocalNode, ProbeKind
 
 from .life import ANSWER, ASK, DICE, ME, MY_ADDRESS, SECRET, Life, agreed, node, offer, rotated
 
@@ -64,7 +64,7 @@ def test_offers_are_made_ever_more_rarely() -> None:
     life = agreed()
     made = []
     epoch = 1
-    for _ in range(4000):
+    for _ in range(2000):
         life.vanish(*life.up)
         life.stand()
         newest = life.plan.own[-1].epoch
@@ -204,7 +204,7 @@ def test_what_belongs_to_nobody_is_drained() -> None:
 
 def test_nothing_is_taken_away_before_the_nodes_are_listed() -> None:
     before = agreed()
-    ring = pairing.Keyring(pairing.LocalNode(ME, ()), SECRET, DICE)
+    ring = pairing.Keyring(LocalNode(ME, ()), SECRET, DICE)
     ring.start(before.plan.offers, before.up.values())
     for now in (0.0, 1000.0):
         plan = ring.plan(now)
@@ -266,6 +266,22 @@ def test_an_unchanged_plan_is_the_same_plan() -> None:
     assert life.look().sas is before
 
 
+def test_it_never_wakes_for_what_it_cannot_change() -> None:
+    """A short lifetime, and a peer that keeps the rotation from ending: a plan now and then."""
+    ring = pairing.Keyring(LocalNode(ME, (MY_ADDRESS,)), SECRET, DICE, lifetime_seconds=20)
+    ring.start((), ())
+    ring.peers({NodeName("n1"): node("n1", offer("n1", 1))})
+    now, plans = 0.0, 0
+    while now < 1000 and plans < 1000:
+        plan = ring.plan(now)
+        ring.standing(plan.sas.values())
+        plans += 1
+        assert plan.wake is not None
+        now = plan.wake
+    assert plans < 1000
+    assert plan.own[-1].epoch > 2
+
+
 def test_strange_pairs_are_nobodys() -> None:
     life = agreed()
     stranger = PairId(12345)
@@ -279,4 +295,4 @@ def test_strange_pairs_are_nobodys() -> None:
 
 def test_a_plan_needs_a_start() -> None:
     with pytest.raises(AssertionError, match="start"):
-        pairing.Keyring(pairing.LocalNode(ME, ()), SECRET, DICE).plan(0.0)
+        pairing.Keyring(LocalNode(ME, ()), SECRET, DICE).plan(0.0)
