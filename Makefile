@@ -32,7 +32,7 @@ test:
 	@scripts/setup.sh test
 	@$(MAKE) --no-print-directory check
 	$(PYTEST) tests/bpf
-	$(PYTEST) tests/net $(wildcard tests/interop)
+	$(PYTEST) --durations=10 tests/net $(wildcard tests/interop)
 
 bench:
 	@scripts/setup.sh bench
