@@ -39,6 +39,13 @@ class Outcome:
     first_missing: list[int]
     duplicates: int
     longest_gap: float
+    overflowed: int
+    """Packets that the machine's own receive queues had no room for meanwhile."""
+
+    @property
+    def lost(self) -> int:
+        """What is missing and was not thrown away by an overloaded machine before any program."""
+        return max(0, self.missing - self.overflowed)
 
 
 class Load:
@@ -46,6 +53,7 @@ class Load:
 
     def __init__(self, sender: subprocess.Popen[str], server: subprocess.Popen[str]) -> None:
         self._sender, self._server = sender, server
+        self._overflowed = _overflowed()
         self._outcome: Outcome | None = None
 
     @property
@@ -72,7 +80,8 @@ class Load:
             said = stdout.read()
             self._sender.wait(timeout=60)
             assert self._sender.returncode == 0, "the connection broke: see above"
-            self._outcome = Outcome(**json.loads(said))
+            overflowed = _overflowed() - self._overflowed
+            self._outcome = Outcome(**json.loads(said), overflowed=overflowed)
         return self._outcome
 
     def end(self) -> None:
@@ -133,6 +142,12 @@ def assert_private(wire: Sniffer) -> None:
     assert wire.marks() == {}
     sealed = [flow for flow in wire.counts() if flow.kind is Kind.ESP]
     assert sealed, "no ESP either: the load did not reach the wire"
+
+
+def _overflowed() -> int:
+    """Second column of softnet_stat: a full backlog, of any core (net/core/dev.c)."""
+    rows = Path("/proc/net/softnet_stat").read_text().splitlines()
+    return sum(int(row.split()[1], 16) for row in rows)
 
 
 def _start(pod: str, *arguments: str) -> subprocess.Popen[str]:

@@ -51,7 +51,7 @@ def test_two_hundred_pods_come_and_go(make_lab: MakeLab) -> None:
         assert_private(wire)
         assert wire.reuses() == ()
     assert outcome.is_intact
-    assert outcome.missing == 0
+    assert outcome.lost == 0
     for node, was in zip(nodes, before, strict=True):
         _until_equal(lambda node=node: _holdings(node), was)
 
@@ -74,7 +74,7 @@ def test_a_hundred_nodes_join_and_leave(make_lab: MakeLab) -> None:
         outcome = run.stop()
         assert_private(wire)
     assert outcome.is_intact
-    assert outcome.missing == 0
+    assert outcome.lost == 0
 
 
 def _turn(node: str) -> None:

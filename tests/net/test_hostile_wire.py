@@ -88,7 +88,7 @@ def test_legitimate_traffic_survives_a_hundred_thousand_bad_packets(
         # A pod may answer a stranger from the world in the clear, and only such a one.
         assert [leak for leak in wire.leaks() if _is_within_cluster(leak)] == []
     assert outcome.is_intact
-    assert outcome.missing == 0
+    assert outcome.lost == 0
     assert outcome.duplicates == 0, "no replayed packet came through"
     after = _counts()
     grown = {name for name in after if after[name] > before.get(name, 0)}
@@ -119,7 +119,7 @@ def test_arbitrary_bytes_do_no_harm(
 def test_after_all_that_the_cluster_is_well(attacked: lab.LabState) -> None:
     assert _is_healthy()
     with Sniffer(markers=[MARKER]) as wire, load("n2/p1", "n1/p1", 6, 3) as run:
-        assert run.outcome.missing == 0
+        assert run.outcome.lost == 0
         assert_private(wire)
 
 

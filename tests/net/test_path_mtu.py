@@ -80,7 +80,7 @@ def test_a_cable_gets_narrower_under_a_connection(outer: int, family: int) -> No
             assert_private(wire)
     assert outcome.is_intact
     assert outcome.stream_bytes == outcome.stream_sent
-    assert outcome.missing == 0
+    assert outcome.lost == 0
     lab.restart_agent("n1")
     assert _route_mtus(N1) == {INNER[outer]}, "a new agent believes nobody yet"
 

@@ -107,8 +107,8 @@ def _assert_unharmed(outcome: Outcome, baseline: Outcome) -> None:
     assert outcome.is_intact
     assert outcome.stream_bytes == outcome.stream_sent
     assert outcome.duplicates == 0
-    allowed = baseline.missing / baseline.udp_sent * outcome.udp_sent
-    assert outcome.missing <= allowed, outcome
+    allowed = baseline.lost / baseline.udp_sent * outcome.udp_sent
+    assert outcome.lost <= allowed, outcome
 
 
 def _assert_only_probes_were_dropped(node: str) -> None:
