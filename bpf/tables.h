@@ -76,8 +76,6 @@ struct config {
 	__u32 pad;
 	struct addr self4;	/* this node's outer addresses; zero: none in that family */
 	struct addr self6;
-	__u8 door_mac[6];	/* of pellicle_host */
-	__u8 pad2[2];
 };
 extern const volatile struct config config;	/* defined once, in pellicle.bpf.c */
 

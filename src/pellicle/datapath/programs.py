@@ -106,7 +106,6 @@ def pack_words(btf: Btf, words: Words) -> bytes:
         flow_interval_ms=words.flow_interval_ms,
         self4={"bytes": own.get(4, ZERO)},
         self6={"bytes": own.get(6, ZERO)},
-        door_mac=bytes.fromhex(DOOR_MAC.replace(":", "")),
     )
 
 

@@ -18,9 +18,9 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum
-from types import TracebackType
 from typing import Self
 
+from pellicle.kernel import Held
 from pellicle.kernel.netlink import route_socket
 from pellicle.kernel.netns import Namespace
 from pellicle.wire import link, netlink, nlmsg
@@ -51,7 +51,7 @@ class Missed:
     """Events were lost."""
 
 
-class Changes:
+class Changes(Held):
     """An endless asynchronous iterator of changes."""
 
     def __init__(
@@ -65,17 +65,6 @@ class Changes:
         self._socket.setblocking(False)
         self._socket.bind((0, sum(1 << group - 1 for group in groups)))
         self._waiting: deque[Change | Missed] = deque()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Stops listening."""

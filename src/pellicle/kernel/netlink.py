@@ -16,9 +16,9 @@ import errno
 import os
 import socket
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from types import TracebackType
-from typing import Self, TypeVar
+from typing import TypeVar
 
+from pellicle.kernel import Held
 from pellicle.kernel.netns import Namespace, socket_in
 from pellicle.wire import link as links
 from pellicle.wire import netlink as routing
@@ -38,24 +38,13 @@ _DUMP_TRIES = 10
 R = TypeVar("R", bound=Hashable)
 
 
-class Netlink:
+class Netlink(Held):
     """A socket to the kernel's routing tables, devices and addresses of one namespace."""
 
     def __init__(self, namespace: Namespace | None = None) -> None:
         self._socket = route_socket(namespace)
         self._socket.bind((0, 0))
         self._sequence = 0
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Closes the socket."""

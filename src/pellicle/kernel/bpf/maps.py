@@ -16,9 +16,9 @@ from collections.abc import Iterable, Sequence
 from enum import IntEnum, IntFlag
 from functools import cache
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
+from pellicle.kernel import Held
 from pellicle.kernel.bpf import bpffs
 from pellicle.kernel.bpf.libbpf import NO_SUCH_OPERATION, check, error_about, ffi, lib
 
@@ -90,7 +90,7 @@ def possible_cpus() -> int:
     return check(lib.libbpf_num_possible_cpus(), "counting CPUs")
 
 
-class Map:
+class Map(Held):
     """One map; a context manager when it owns its descriptor (`open_pinned`)."""
 
     def __init__(self, fd: int, name: str | None = None, *, is_owner: bool = False) -> None:
@@ -119,17 +119,6 @@ class Map:
         except BaseException:
             os.close(fd)
             raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"<Map {self.name} {self.type.name.lower()} fd {self.fd}>"

@@ -11,9 +11,10 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from types import MappingProxyType, TracebackType
+from types import MappingProxyType
 from typing import Any, Self
 
+from pellicle.kernel import Held
 from pellicle.kernel.bpf.libbpf import check, check_pointer, ffi, lib, said
 from pellicle.kernel.bpf.maps import Map
 from pellicle.kernel.bpf.programs import Program
@@ -38,7 +39,7 @@ class IncompatibleMap(Exception):  # noqa: N818  the map is, it is no accident
         self.difference = difference
 
 
-class Object:
+class Object(Held):
     """An opened and loaded BPF object; closing it closes its descriptors, not what is pinned."""
 
     def __init__(self, pointer: Any, btf: Btf) -> None:
@@ -80,17 +81,6 @@ class Object:
             loaded.close()
             raise
         return loaded
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Closes the maps and programs; their Python objects are dead from here on."""

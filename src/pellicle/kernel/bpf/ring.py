@@ -6,16 +6,16 @@
 
 from __future__ import annotations
 
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
+from pellicle.kernel import Held
 from pellicle.kernel.bpf.libbpf import check, check_pointer, ffi, lib
 from pellicle.kernel.bpf.maps import Map
 
 _ENOUGH = -125  # ECANCELED: what the callback says to stop libbpf; it comes out of consume
 
 
-class RingBuffer:
+class RingBuffer(Held):
     """A reader of one ring buffer map. One reader for one map: they would share its position."""
 
     def __init__(self, ring: Map) -> None:
@@ -25,17 +25,6 @@ class RingBuffer:
         pointer = lib.ring_buffer__new(ring.fd, self._callback, ffi.NULL, ffi.NULL)
         self._pointer: Any = check_pointer(pointer, f"reading ring buffer {ring.name}")
         self.fd: int = lib.ring_buffer__epoll_fd(self._pointer)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def fileno(self) -> int:
         """For select, epoll and asyncio."""
