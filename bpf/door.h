@@ -1,78 +1,111 @@
 // SPDX-License-Identifier: (BSD-2-Clause OR GPL-2.0-only)
-/* Behind the host device: whatever the stack routes here is sealed for the node that holds its
+/* The door: whatever the stack routes to its devices is sealed for the node that holds its
  * destination and leaves by the uplink, or is dropped.  Nothing passes.
  *
- * Packets come as they would go on a wire: segmented, checksummed, at most as long as the route's
- * MTU says.  The agent's probes come as frames of an EtherType of their own.
+ *     stack ─▶ pellicle_host ═ pellicle_net ─▶ door: the bpf engine seals it
+ *     stack ─▶ pellicle_xfrm: door_xfrm chooses the SA, by a mark; the kernel's IPsec encrypts
+ *
+ * At pellicle_net packets come as they would go on a wire: segmented, checksummed, at most as long
+ * as the route's MTU says.  The kernel's IPsec segments by itself, so at pellicle_xfrm they may not.
+ * Routes lead to the door of the engine whose pair is in use; on a pair of the bpf engine that
+ * door_xfrm meets meanwhile, packets go over to the other door.
  */
 #pragma once
 #include "link.h"
 #include "tunnel.h"
 #include "verdict.h"
 
-/* Seals the len bytes in scratch with this SA; SEALED or PROBE_SENT, or why not. */
-static __always_inline int door_seal(struct __sk_buff *skb, struct scratch *s, __u64 pair,
-				     __u32 number, __u32 len, __u32 next_header)
-{
-	struct sa_out *sa = sa_out_find(pair, number);
-	int reason;
+/* --- which SA --------------------------------------------------------------------------------- */
 
-	s->pair = pair;
-	if (!sa)
-		return DROP_NO_KEY;
-	s->spi = sa->spi;
-	s->epoch = sa->local_epoch;
-	if (next_header == ESP_DUMMY) {
-		s->packet.source = sa->source;
-		s->packet.destination = sa->destination;
-	}
-	reason = tunnel_seal(skb, s, sa, len, next_header);
-	if (reason)
-		return reason;
-	__sync_fetch_and_add(&sa->packets, 1);
-	if (next_header == ESP_DUMMY)
-		return PROBE_SENT;
-	__sync_fetch_and_add(&sa->bytes, len);
-	return SEALED;
+/* The agent's own: nobody else may send from this node's address (from_pod sees to it). */
+static __always_inline int is_own_probe(const struct packet *p)
+{
+	return p->protocol == PROBE_PROTOCOL && addr_is_self(&p->source);
 }
 
-static __always_inline int door_packet(struct __sk_buff *skb, struct scratch *s)
+/* A probe names its SA itself: it asks whether the peer has keys that nothing else uses yet. */
+static __always_inline int door_probe(struct __sk_buff *skb, struct scratch *s)
 {
 	struct packet *p = &s->packet;
-	__u32 len = p->len, next_header;
+	struct probe probe;
+
+	if (packet_load(skb, p, p->payload, &probe, sizeof(probe)))
+		return DROP_MALFORMED;
+	s->pair = swap64(probe.pair);
+	s->number = swap32(probe.number);
+	return REASON_NONE;
+}
+
+/* s->pair and s->number for the packet; else why it goes nowhere. */
+static __always_inline int door_choose(struct __sk_buff *skb, struct scratch *s)
+{
+	struct packet *p = &s->packet;
 	struct encrypt_row *row;
 	struct peer *peer;
 
 	if (addr_is_link(&p->destination))
-		return CLEAR_LINK;
+		return CLEAR_LINK; /* and goes no further */
 	peer = peer_find(&p->destination);
 	if (!peer || peer->flags & PEER_LOCAL)
 		return DROP_UNKNOWN_PEER;
+	if (is_own_probe(p))
+		return door_probe(skb, s);
 	row = encrypt_find(&peer->node);
 	if (!row)
 		return DROP_NO_KEY;
+	s->pair = row->pair;
+	/* the kernel's policies know a node's own addresses for one SA only */
+	if (row->engine != ENGINE_XFRM || !(peer->flags & PEER_NODE))
+		s->number = p->hash & (SAS_PER_PAIR - 1);
+	return REASON_NONE;
+}
+
+/* The SA that s->pair and s->number name, and what the report will say of it. */
+static __always_inline struct sa_out *door_sa(struct scratch *s)
+{
+	struct sa_out *sa = sa_out_find(s->pair, s->number);
+
+	if (sa) {
+		s->spi = sa->spi;
+		s->epoch = sa->local_epoch;
+		s->engine = sa->engine;
+	}
+	return sa;
+}
+
+static __always_inline int door_done(const struct scratch *s)
+{
+	return is_own_probe(&s->packet) ? PROBE_SENT : SEALED;
+}
+
+/* --- the bpf engine --------------------------------------------------------------------------- */
+
+static __always_inline int door_seal(struct __sk_buff *skb, struct scratch *s)
+{
+	struct packet *p = &s->packet;
+	__u32 len = p->len, next_header;
+	struct sa_out *sa;
+	int reason;
+
+	reason = door_choose(skb, s);
+	if (reason)
+		return reason;
+	sa = door_sa(s);
+	if (!sa)
+		return DROP_NO_KEY;
+	if (sa->engine != ENGINE_BPF)
+		return DROP_WRONG_DOOR;
 	if (len > ESP_LONGEST)
 		return DROP_TOO_BIG;
 	if (skb->gso_size || bpf_skb_load_bytes(skb, ETH_HLEN, s->ccp.data, bounded(len, CCP_MAX)))
 		return DROP_SEAL_FAILED;
 	next_header = p->ethertype == swap16(ETH_P_IP) ? IPPROTO_IPIP : IPPROTO_IPV6;
-	return door_seal(skb, s, row->pair, p->hash & (SAS_PER_PAIR - 1), len, next_header);
-}
-
-/* The dummy's payload is the kind of probe, in network order: peers need not share a byte order. */
-static __always_inline int door_probe(struct __sk_buff *skb, struct scratch *s)
-{
-	struct packet *p = &s->packet;
-	struct probe probe;
-	int reason;
-
-	if (bpf_skb_load_bytes(skb, ETH_HLEN, &probe, sizeof(probe)))
-		return DROP_MALFORMED;
-	p->protocol = IPPROTO_ESP;
-	*(__be32 *)s->ccp.data = swap32(probe.kind);
-	reason = door_seal(skb, s, probe.pair, probe.number, sizeof(probe.kind), ESP_DUMMY);
-	p->len = skb->len - ETH_HLEN; /* as the peer will count it */
-	return reason;
+	reason = tunnel_seal(skb, s, sa, len, next_header);
+	if (reason)
+		return reason;
+	__sync_fetch_and_add(&sa->packets, 1);
+	__sync_fetch_and_add(&sa->bytes, len);
+	return door_done(s);
 }
 
 SEC("tc")
@@ -85,13 +118,11 @@ int door(struct __sk_buff *skb)
 	if (!s)
 		return TC_ACT_SHOT;
 	p = &s->packet;
-	reason = packet_parse(skb, p);
+	reason = packet_parse(skb, p, 1);
 	if (p->start != ETH_HLEN)
 		reason = DROP_NOT_IP;
 	else if (!reason)
-		reason = door_packet(skb, s);
-	else if (reason == DROP_NOT_IP && p->ethertype == swap16(PROBE_ETHERTYPE))
-		reason = door_probe(skb, s);
+		reason = door_seal(skb, s);
 	else if (reason == DROP_NOT_IP && p->ethertype == swap16(ETH_P_ARP))
 		reason = CLEAR_LINK; /* and goes no further */
 	verdict(skb, HOOK_DOOR, reason);
@@ -99,4 +130,56 @@ int door(struct __sk_buff *skb)
 		return TC_ACT_SHOT;
 	skb->mark = 0; /* or the route to the peer would lead here again */
 	return bpf_redirect_neigh(config.uplink_ifindex, 0, 0, 0);
+}
+
+/* --- the kernel's IPsec ----------------------------------------------------------------------- */
+
+/* To pellicle_host, whose neighbours need no resolving: any address there is as good as another. */
+static __always_inline int door_hand_over(struct __sk_buff *skb, const struct packet *p)
+{
+	struct bpf_redir_neigh next = {};
+	struct doors *there;
+	__u32 zero = 0;
+
+	there = bpf_map_lookup_elem(&doors, &zero);
+	if (!there || !there->host)
+		return TC_ACT_SHOT;
+	if (p->ethertype == swap16(ETH_P_IP)) {
+		next.nh_family = AF_INET;
+		next.ipv4_nh = p->destination.words[3];
+	} else {
+		next.nh_family = AF_INET6;
+		__builtin_memcpy(next.ipv6_nh, &p->destination, sizeof(next.ipv6_nh));
+	}
+	return bpf_redirect_neigh(there->host, &next, sizeof(next), 0);
+}
+
+/* Whatever the kernel then refuses it counts by itself: /proc/net/xfrm_stat. */
+SEC("tc")
+int door_xfrm(struct __sk_buff *skb)
+{
+	struct scratch *s = scratch_begin();
+	struct packet *p;
+	struct sa_out *sa;
+	int reason;
+
+	if (!s)
+		return TC_ACT_SHOT;
+	p = &s->packet;
+	reason = packet_parse(skb, p, 0);
+	if (!reason)
+		reason = door_choose(skb, s);
+	if (reason)
+		goto out;
+	sa = door_sa(s);
+	reason = DROP_NO_KEY;
+	if (!sa)
+		goto out;
+	if (sa->engine == ENGINE_BPF)
+		return door_hand_over(skb, p);
+	skb->mark = sa->mark | (p->tos & MARK_ECN);
+	reason = door_done(s);
+out:
+	verdict(skb, HOOK_DOOR, reason);
+	return reason == SEALED || reason == PROBE_SENT ? TC_ACT_OK : TC_ACT_SHOT;
 }

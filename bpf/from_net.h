@@ -9,20 +9,9 @@
 
 #include "deliver.h"
 #include "pmtu.h"
+#include "probe.h"
 
 /* --- the SA ----------------------------------------------------------------------------------- */
-
-static __always_inline void sa_event(struct scratch *s, __u32 kind, __u32 probe)
-{
-	struct event *event = event_reserve(kind);
-
-	if (!event)
-		return;
-	event->number = s->number;
-	event->pair = s->pair;
-	event->probe = probe;
-	bpf_ringbuf_submit(event, 0);
-}
 
 static __always_inline struct sa_in *sa_in_find(const struct packet *p, __be32 spi)
 {
@@ -49,9 +38,7 @@ static __always_inline int sa_in_accept(struct scratch *s, struct sa_in *sa, __u
 	if (reason)
 		return sa_in_refuse(sa, reason);
 	__sync_fetch_and_add(&sa->packets, 1);
-	if (!sa->first_seen &&
-	    __sync_bool_compare_and_swap(&sa->first_seen, 0, bpf_ktime_get_boot_ns()))
-		sa_event(s, EVENT_SA_CONFIRMED, 0);
+	sa_confirm(s, sa);
 	return REASON_NONE;
 }
 
@@ -121,50 +108,39 @@ static __always_inline int esp_authenticate(struct scratch *s, struct sa_in *sa)
 	return sa_in_accept(s, sa, sequence);
 }
 
-static __always_inline int esp_probe(struct scratch *s, __u32 len)
-{
-	sa_event(s, EVENT_PROBE, len < sizeof(__be32) ? 0 : swap32(*(__be32 *)s->ccp.data));
-	return PROBE_RECEIVED;
-}
-
 /* --- the hook --------------------------------------------------------------------------------- */
 
-static __always_inline int from_net_esp(struct __sk_buff *skb, struct scratch *s)
+/* The SA that the ESP header names, or 0. */
+static __always_inline struct sa_in *from_net_sa(struct __sk_buff *skb, struct scratch *s)
 {
-	struct packet *p = &s->packet;
-	__u8 outer_tos = p->tos;
-	struct sa_in *sa;
+	const struct packet *p = &s->packet;
+
+	if (p->is_fragment || bpf_skb_load_bytes(skb, p->payload, &s->spi, sizeof(s->spi)))
+		return 0;
+	return sa_in_find(p, s->spi);
+}
+
+static __always_inline int esp_open(struct __sk_buff *skb, struct scratch *s, struct sa_in *sa)
+{
 	int reason, trailer, ethertype;
 	__u32 len;
 
-	reason = esp_load(skb, s);
-	if (reason)
-		return reason;
-	s->spi = esp_head(&s->ccp)->spi;
-	sa = sa_in_find(p, s->spi);
-	if (!sa)
-		return DROP_UNKNOWN_SPI;
-	s->pair = sa->pair;
-	s->epoch = sa->peer_epoch;
-	s->number = sa->number;
-	s->node = sa->node;
+	sa_name(s, sa);
 	reason = esp_authenticate(s, sa);
 	if (reason)
 		return reason;
 	trailer = ccp_open(&s->ccp) ? -1 : esp_trailer(&s->ccp);
 	if (trailer < 0)
 		return DROP_ESP_MALFORMED;
-	len = trailer & 0xffff;
 	if (trailer >> 16 == ESP_DUMMY)
-		return esp_probe(s, len);
+		return ESP_DUMMY_RECEIVED;
+	len = trailer & 0xffff;
 	ethertype = esp_inner(&s->ccp, trailer >> 16, &len);
 	if (ethertype < 0)
 		return DROP_ESP_MALFORMED;
 	__sync_fetch_and_add(&sa->bytes, len);
 	reason = tunnel_open(skb, &s->ccp, len, ethertype);
-	if (!reason)
-		reason = packet_parse(skb, p);
-	return reason ? reason : deliver(skb, s, outer_tos);
+	return reason ? reason : packet_parse(skb, &s->packet, 1);
 }
 
 /* REASON_NONE: not ours to judge, it passes. */
@@ -181,6 +157,43 @@ static __always_inline int from_net_clear(struct __sk_buff *skb, struct scratch 
 	else if (p->protocol == IPPROTO_ICMPV6)
 		pmtu_ipv6(skb, s);
 	return REASON_NONE;
+}
+
+/* A node of the cluster sends ESP by our SAs only; other ESP may be somebody else's tunnel, which
+ * the stack knows.
+ */
+static __always_inline int is_from_node(const struct packet *p)
+{
+	struct peer *peer = peer_find(&p->source);
+
+	return peer && peer->flags & PEER_NODE;
+}
+
+/* REASON_NONE: the kernel's IPsec may open it. */
+static __always_inline int from_net_esp(struct __sk_buff *skb, struct scratch *s)
+{
+	struct sa_in *sa = from_net_sa(skb, s);
+	struct packet *p = &s->packet;
+	__u8 outer_tos = p->tos;
+	int reason;
+
+	if (sa && sa->engine == ENGINE_XFRM) {
+		skb->mark = sa->mark | (outer_tos & MARK_ECN);
+		return REASON_NONE;
+	}
+	if (!sa && !is_from_node(p))
+		return from_net_clear(skb, s);
+	reason = esp_load(skb, s);
+	if (reason)
+		return reason;
+	if (!sa)
+		return DROP_UNKNOWN_SPI;
+	reason = esp_open(skb, s, sa);
+	if (reason)
+		return reason;
+	if (is_probe(s))
+		return probe_receive(skb, s);
+	return deliver(skb, s, outer_tos);
 }
 
 /* What bears a VLAN tag here belongs to another device of this machine. */
@@ -201,7 +214,7 @@ int from_net(struct __sk_buff *skb)
 	s = scratch_begin();
 	if (!s)
 		return TC_ACT_SHOT;
-	reason = packet_parse(skb, &s->packet);
+	reason = packet_parse(skb, &s->packet, 1);
 	if (reason == DROP_NOT_IP)
 		return TC_ACT_OK;
 	if (!reason) {
@@ -213,7 +226,7 @@ int from_net(struct __sk_buff *skb)
 			return TC_ACT_OK;
 	}
 	action = verdict(skb, HOOK_FROM_NET, reason);
-	if (reason == PROBE_RECEIVED)
+	if (reason == PROBE_RECEIVED || reason == ESP_DUMMY_RECEIVED)
 		return TC_ACT_SHOT;
 	if (reason == OPENED && s->ifindex)
 		return bpf_redirect_peer(s->ifindex, 0);

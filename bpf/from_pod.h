@@ -66,7 +66,7 @@ int from_pod(struct __sk_buff *skb)
 	if (!s)
 		return TC_ACT_SHOT;
 	p = &s->packet;
-	reason = packet_parse(skb, p);
+	reason = packet_parse(skb, p, 1);
 	if (p->start != ETH_HLEN)
 		reason = DROP_NOT_IP; /* tagged: no pod is on a VLAN */
 	else if (!reason)

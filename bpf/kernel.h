@@ -11,6 +11,9 @@
 #include <linux/bpf.h>
 #include <linux/types.h>
 
+#define AF_INET 2
+#define AF_INET6 10
+
 #define SEC(name) __attribute__((section(name), used))
 #define __noinline __attribute__((noinline))
 #undef __always_inline /* <linux/stddef.h> has a weaker one */
@@ -54,6 +57,9 @@ static long (*const bpf_skb_change_head)(struct __sk_buff *skb, __u32 len,
 					 __u64 flags) = (void *)43;
 static long (*const bpf_skb_adjust_room)(struct __sk_buff *skb, __s32 len_diff, __u32 mode,
 					 __u64 flags) = (void *)50;
+static long (*const bpf_skb_get_xfrm_state)(struct __sk_buff *skb, __u32 index,
+					    struct bpf_xfrm_state *state, __u32 size,
+					    __u64 flags) = (void *)66;
 static long (*const bpf_fib_lookup)(void *ctx, struct bpf_fib_lookup *params, int plen,
 				    __u32 flags) = (void *)69;
 static long (*const bpf_spin_lock)(struct bpf_spin_lock *lock) = (void *)93;

@@ -59,6 +59,14 @@ static __always_inline int packet_load(struct __sk_buff *skb, struct packet *p, 
 
 /* --- Ethernet --------------------------------------------------------------------------------- */
 
+/* A device without Ethernet has no header but IP's; the kernel says which. */
+static __always_inline int parse_nothing(struct __sk_buff *skb, struct packet *p)
+{
+	p->ethertype = skb->protocol;
+	p->start = 0;
+	return REASON_NONE;
+}
+
 static __always_inline int parse_ethernet(struct __sk_buff *skb, struct packet *p)
 {
 	struct {
@@ -243,14 +251,14 @@ static __always_inline void set_hash(struct packet *p)
 }
 
 /* REASON_NONE, DROP_NOT_IP or DROP_MALFORMED; what was read until then is in p. */
-__noinline int packet_parse(struct __sk_buff *skb, struct packet *p)
+__noinline int packet_parse(struct __sk_buff *skb, struct packet *p, __u32 has_ethernet)
 {
 	int reason;
 
 	if (!p)
 		return DROP_MALFORMED;
 	__builtin_memset(p, 0, sizeof(*p));
-	reason = parse_ethernet(skb, p);
+	reason = has_ethernet ? parse_ethernet(skb, p) : parse_nothing(skb, p);
 	if (reason)
 		return reason;
 	if (p->ethertype == swap16(ETH_P_IP))
@@ -277,6 +285,7 @@ struct scratch {
 	__u64 pair;	  /* the SA that sealed or opened it, for the report */
 	__be32 spi;
 	__u32 epoch;
+	__u32 engine;
 	__u32 number;
 	__u32 ifindex; /* of the pod that gets the opened packet; 0: this node itself */
 };
@@ -302,6 +311,7 @@ static __always_inline struct scratch *scratch_begin(void)
 		s->pair = 0;
 		s->spi = 0;
 		s->epoch = 0;
+		s->engine = 0;
 	}
 	return s;
 }

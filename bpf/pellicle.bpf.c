@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: (BSD-2-Clause OR GPL-2.0-only)
-/* The packet's house: four hooks and the maps they share.
+/* The packet's house: six hooks and the maps they share.
  *
  *     pod ─▶ from_pod ─▶ stack ─▶ door ─▶ to_net ─▶ wire ─▶ from_net ─▶ pod
  *
@@ -8,6 +8,7 @@
 #include "door.h"
 #include "from_net.h"
 #include "from_pod.h"
+#include "from_xfrm.h"
 #include "to_net.h"
 
 const volatile struct config config = {};

@@ -12,11 +12,25 @@
 #define SAS_PER_PAIR 4		/* SAs per node pair and direction, chosen by flow hash; a power of two */
 #define REPLAY_WINDOW 1024	/* packets, RFC 4303 §3.4.3 */
 #define REPLAY_WORDS 32		/* ring of 2048 bits: the window plus room to advance without shifting */
-#define MARK_ENCRYPT 0xe00	/* skb->mark & MARK_MASK: routed by table 200 to the door */
+/* skb->mark, seen by nobody but this node:
+ *
+ *     31                            16 15 14 13  12 11      8 7        2 1    0
+ *    +--------------------------------+-----+------+---------+----------+------+
+ *    |    slot: names a pair here     |  0  |  SA  | 0xe/0xd |    0     | ECN  |
+ *    +--------------------------------+-----+------+---------+----------+------+
+ *
+ * From a pod it is exactly 0xe00: routed by table 200 to the door.  The rest is for the kernel's
+ * IPsec, which chooses policies and states by it.  Bits 14 and 15 are kube-proxy's.
+ */
+#define MARK_ENCRYPT 0xe00	/* & MARK_MASK: to be encrypted */
+#define MARK_DECRYPT 0xd00	/* & MARK_MASK: ESP that is the kernel's to open, and what was in it */
 #define MARK_MASK 0xf00
+#define MARK_SLOT_SHIFT 16
+#define MARK_SA_SHIFT 12
+#define MARK_ECN 3		/* of the inner packet on the way out, of the outer one on the way in */
 #define EVENTS_SIZE (1 << 20)	/* bytes of the ring buffer */
 #define EVENTS_CHEAP (EVENTS_SIZE / 16 * 15) /* of them for events that anybody can cause */
-#define PROBE_ETHERTYPE 0x88b5	/* IEEE 802 local experimental: agent -> door, never on the wire */
+#define PROBE_PROTOCOL 59	/* of the agents' probes: no next header, RFC 8200 §4.7 */
 
 struct addr {
 	union {
@@ -37,9 +51,10 @@ enum reason {
 	/* forwarded encrypted */
 	SEALED,
 	OPENED,
-	/* an ESP dummy packet (RFC 4303 §2.6) */
+	/* the agents' own */
 	PROBE_SENT,
 	PROBE_RECEIVED,
+	ESP_DUMMY_RECEIVED,	/* RFC 4303 §2.6: says nothing, but its keys are right */
 	/* dropped: everything from here on */
 	DROP_FIRST,
 	DROP_UNKNOWN_PEER = DROP_FIRST,	/* inside the cluster's CIDRs, not in the ipcache */
@@ -63,6 +78,7 @@ enum reason {
 	DROP_CLEAR_TO_CLUSTER,	/* the last door: cleartext about to leave for a cluster address */
 	DROP_CONGESTED_ECN,	/* RFC 6040 §4.2: outer CE on an inner packet that is not ECN-capable */
 	DROP_POD_ESP,		/* a pod speaking ESP of its own to a node of the cluster */
+	DROP_WRONG_DOOR,	/* for the kernel's IPsec, but not at its device: a route is on its way */
 	REASON_COUNT,
 };
 
@@ -123,6 +139,7 @@ struct {
 } endpoints SEC(".maps");
 
 /* --- how: the encryption table -> a pair of offers, that is a set of SAs ------------------------ */
+enum engine { ENGINE_BPF = 1, ENGINE_XFRM };
 struct encrypt_key {
 	__u32 source_identity;	/* 0: any */
 	__u32 destination_identity; /* 0: any */
@@ -130,7 +147,7 @@ struct encrypt_key {
 };
 struct encrypt_row {
 	__u64 pair;		/* fingerprint of the two offers: names the SAs in sa_out */
-	__u32 engine;
+	__u32 engine;		/* enum engine */
 	__u32 pad;
 };
 struct {
@@ -140,6 +157,7 @@ struct {
 	__type(value, struct encrypt_row);
 } encrypt SEC(".maps");
 
+/* Of an SA of the kernel's the row only says what it is: key, salt and counts are in its xfrm state. */
 struct sa_out_key { __u64 pair; __u32 number; __u32 pad; };
 struct sa_out {
 	__u64 sequence;		/* last one sent; only ever counted up, only by the datapath */
@@ -155,6 +173,8 @@ struct sa_out {
 	struct addr node;	/* the peer's primary address */
 	__u32 local_epoch;
 	__u32 peer_epoch;
+	__u32 engine;		/* enum engine */
+	__u32 mark;		/* slot and number: of packets that this SA encrypts */
 };
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -179,10 +199,12 @@ struct sa_in {
 	__u64 replayed;		/* replayed or too old */
 	__u32 key[8];
 	__u32 salt;
-	__u32 pad;
+	__u32 engine;		/* enum engine */
 	struct addr node;	/* the peer's primary address: inner sources must belong to it */
 	__u32 local_epoch;
 	__u32 peer_epoch;
+	__u32 mark;		/* slot: of ESP that this SA decrypts */
+	__u32 pad;
 };
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -192,13 +214,25 @@ struct {
 	__type(value, struct sa_in);
 } sa_in SEC(".maps");
 
-/* --- what the agent asks of the door: an Ethernet frame of PROBE_ETHERTYPE carrying this -------- */
+/* --- the door's device, which is made anew when somebody removes it ------------------------------ */
+struct doors { __u32 host; /* ifindex of pellicle_host */ };
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct doors);
+} doors SEC(".maps");
+
+/* --- what agents ask each other: an IP packet of PROBE_PROTOCOL from node to node, carrying this ---
+ *
+ * It is sealed like any other, but by the SA that it names, whatever the encryption table says.
+ */
 enum probe_kind { PROBE_ASK = 1, PROBE_ANSWER = 2 };
 struct probe {
-	__u64 pair;
-	__u32 number;
-	__u32 kind;	/* sent inside the dummy packet, as its first four payload bytes */
-};
+	__be64 pair;
+	__be32 number;
+	__be32 kind;
+} __attribute__((packed));
 
 /* --- what came of it: counters, flows, events ---------------------------------------------------- */
 struct count { __u64 packets; __u64 bytes; };
@@ -230,6 +264,8 @@ struct flow_row {
 	__u32 destination_identity;
 	__be32 spi;
 	__u32 epoch;		/* the sender's */
+	__u32 engine;		/* enum engine; 0: none has touched it */
+	__u32 pad;
 };
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
@@ -265,10 +301,13 @@ enum exported {
 	EXPORT_SAS_PER_PAIR = SAS_PER_PAIR,
 	EXPORT_MARK_ENCRYPT = MARK_ENCRYPT,
 	EXPORT_MARK_MASK = MARK_MASK,
-	EXPORT_PROBE_ETHERTYPE = PROBE_ETHERTYPE,
+	EXPORT_MARK_DECRYPT = MARK_DECRYPT,
+	EXPORT_MARK_SLOT_SHIFT = MARK_SLOT_SHIFT,
+	EXPORT_MARK_SA_SHIFT = MARK_SA_SHIFT,
+	EXPORT_PROBE_PROTOCOL = PROBE_PROTOCOL,
 	EXPORT_REPLAY_WINDOW = REPLAY_WINDOW,
 	EXPORT_LONGEST = CCP_MAX - 2, /* the longest packet that the engine seals */
 };
 struct exported_enums { enum exported exported; enum reason reason; enum hook hook; enum peer_flags peer_flags;
-	enum probe_kind probe_kind; enum event_kind event_kind; };
+	enum probe_kind probe_kind; enum event_kind event_kind; enum engine engine; };
 struct exported_rows { struct probe probe; struct event event; };

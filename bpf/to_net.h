@@ -16,6 +16,64 @@ static __always_inline int is_own_esp(const struct packet *p)
 	return !peer || peer->flags & PEER_NODE;
 }
 
+/* Outer headers as tunnel.h writes them: DF always, ECN as in the normal mode of RFC 6040 §4.1. The
+ * kernel copies DF from the inner packet and hides congestion that was marked before (RFC 3168).
+ */
+static __always_inline int xfrm_finish_ipv4(struct __sk_buff *skb, const struct packet *p, __u8 tos)
+{
+	__u16 words[4]; /* version and TOS, length, id, fragment */
+	__u16 old_tos, old_frag;
+
+	if (bpf_skb_load_bytes(skb, p->start, words, sizeof(words)))
+		return DROP_MALFORMED;
+	old_tos = words[0];
+	old_frag = words[3];
+	words[0] = (old_tos & 0x00ff) | (__u16)tos << 8;
+	words[3] = old_frag | swap16(0x4000);
+	if (words[0] == old_tos && words[3] == old_frag)
+		return REASON_NONE;
+	if (bpf_l3_csum_replace(skb, p->start + 10, old_tos, words[0], 2) ||
+	    bpf_l3_csum_replace(skb, p->start + 10, old_frag, words[3], 2) ||
+	    bpf_skb_store_bytes(skb, p->start, words, sizeof(words), 0))
+		return DROP_MALFORMED;
+	return REASON_NONE;
+}
+
+static __always_inline int xfrm_finish_ipv6(struct __sk_buff *skb, const struct packet *p, __u8 tos)
+{
+	__u8 head[2];
+
+	if (tos == p->tos)
+		return REASON_NONE;
+	if (bpf_skb_load_bytes(skb, p->start, head, sizeof(head)))
+		return DROP_MALFORMED;
+	head[1] = (head[1] & 0x0f) | tos << 4;
+	return bpf_skb_store_bytes(skb, p->start, head, sizeof(head), 0) ? DROP_MALFORMED :
+									   REASON_NONE;
+}
+
+/* ESP of the kernel's IPsec, which bears the mark of the SA still. */
+static __always_inline int xfrm_finish(struct __sk_buff *skb, const struct packet *p)
+{
+	__u8 tos = (p->tos & ~MARK_ECN) | (skb->mark & MARK_ECN);
+
+	if (p->is_fragment)
+		return DROP_TOO_BIG; /* the peer would refuse it */
+	skb->mark = 0;
+	if (p->ethertype == swap16(ETH_P_IP))
+		return xfrm_finish_ipv4(skb, p, tos);
+	return xfrm_finish_ipv6(skb, p, tos);
+}
+
+static __always_inline int to_net_judge(struct __sk_buff *skb, const struct packet *p)
+{
+	if (is_own_esp(p))
+		return (skb->mark & MARK_MASK) == MARK_ENCRYPT ? xfrm_finish(skb, p) : REASON_NONE;
+	if (peer_must_be_encrypted(&p->destination, &p->source))
+		return DROP_CLEAR_TO_CLUSTER;
+	return REASON_NONE;
+}
+
 SEC("tc")
 int to_net(struct __sk_buff *skb)
 {
@@ -27,14 +85,10 @@ int to_net(struct __sk_buff *skb)
 	s = scratch_begin();
 	if (!s)
 		return TC_ACT_SHOT;
-	reason = packet_parse(skb, &s->packet);
+	reason = packet_parse(skb, &s->packet, 1);
 	if (reason == DROP_NOT_IP)
 		return TC_ACT_OK;
-	if (!reason) {
-		if (is_own_esp(&s->packet) ||
-		    !peer_must_be_encrypted(&s->packet.destination, &s->packet.source))
-			return TC_ACT_OK;
-		reason = DROP_CLEAR_TO_CLUSTER;
-	}
-	return verdict(skb, HOOK_TO_NET, reason);
+	if (!reason)
+		reason = to_net_judge(skb, &s->packet);
+	return reason ? verdict(skb, HOOK_TO_NET, reason) : TC_ACT_OK;
 }

@@ -53,6 +53,7 @@ static __always_inline void flow_name(struct flow_row *row, const struct scratch
 	row->pair = s->pair;
 	row->spi = s->spi;
 	row->epoch = s->epoch;
+	row->engine = s->engine;
 }
 
 static __always_inline int flow_begin(struct scratch *s, __u64 now)
@@ -104,6 +105,21 @@ static __always_inline void count_packet(__u32 reason, __u64 packets, __u64 byte
 	count->bytes += bytes;
 }
 
+/* Of all the IP packets that one skb stands for: each segment gets the headers anew. */
+static __always_inline __u64 packet_bytes(struct __sk_buff *skb, const struct packet *p)
+{
+	__u32 segments = skb->gso_segs, headers = p->payload - p->start;
+	__u8 offset;
+
+	if (segments <= 1)
+		return p->len ? p->len : skb->len;
+	if (p->protocol == IPPROTO_UDP)
+		headers += 8;
+	else if (!bpf_skb_load_bytes(skb, p->payload + 12, &offset, sizeof(offset)))
+		headers += (offset >> 4) * 4;
+	return p->len + (segments - 1) * headers;
+}
+
 /* What the packet in scratch comes to at this hook: TC_ACT_SHOT for the drops, else TC_ACT_OK.  It
  * finds scratch itself: only so may verifiers before Linux 6.3 see a map's key in it.
  */
@@ -116,7 +132,7 @@ __noinline int verdict(struct __sk_buff *skb, __u32 hook, __u32 reason)
 		return TC_ACT_SHOT;
 	p = &s->packet;
 	s->row.packets = skb->gso_segs > 1 ? skb->gso_segs : 1;
-	s->row.bytes = p->len ? p->len : skb->len;
+	s->row.bytes = packet_bytes(skb, p);
 	count_packet(reason, s->row.packets, s->row.bytes);
 	s->flow.source = p->source;
 	s->flow.destination = p->destination;

@@ -25,6 +25,8 @@ from pellicle.kernel.bpf import Object, RingBuffer, SkbContext
 from tests.bpf.esp import Keys
 
 OK, SHOT, REDIRECT = 0, 2, 7
+BPF, XFRM = 1, 2
+"""`enum engine`."""
 LOOPBACK = 1
 NEVER = 0
 
@@ -125,7 +127,7 @@ class Node:
         self.put("endpoints", {"bytes": addr(address)}, {"ifindex": ifindex, **row})
 
     def put_encrypt(self, node: str, pair: int) -> None:
-        self.put("encrypt", {"node": addr(node)}, {"pair": pair})
+        self.put("encrypt", {"node": addr(node)}, {"pair": pair, "engine": BPF})
 
     def put_sa_out(
         self, keys: Keys, *, pair: int, number: int, source: str, destination: str, node: str,
@@ -186,6 +188,7 @@ def _sa(keys: Keys) -> dict[str, Any]:
         "key": list(struct.unpack("<8I", keys.key)),
         "salt": int.from_bytes(keys.salt, "little"),
         "spi": keys.spi,
+        "engine": BPF,
     }
 
 

@@ -76,12 +76,16 @@ WORDS: Final[Mapping[str, Words]] = MappingProxyType(
         ),
         "PROBE_SENT": Words(
             "key probe sent",
-            "An empty ESP packet that asks a peer whether it has the new keys; it carries no "
+            "An encrypted packet that asks a peer whether it has the new keys; it carries no "
             "data.",
         ),
         "PROBE_RECEIVED": Words(
             "key probe received",
-            "An empty ESP packet from a peer that has the new keys; it carries no data.",
+            "An encrypted packet from a peer that has the new keys; it carries no data.",
+        ),
+        "ESP_DUMMY_RECEIVED": Words(
+            "ESP dummy packet",
+            "A peer hides how much it says (RFC 4303 §2.6); nothing needs to be done.",
         ),
         "DROP_UNKNOWN_PEER": Words(
             "a cluster address nobody holds",
@@ -180,6 +184,11 @@ WORDS: Final[Mapping[str, Words]] = MappingProxyType(
         "DROP_POD_ESP": Words(
             "a pod's own ESP to a node",
             "It could be taken for Pellicle's: a pod must not send ESP to nodes of the cluster.",
+        ),
+        "DROP_WRONG_DOOR": Words(
+            "a route to the other engine's door",
+            "The kernel's IPsec encrypts for this peer, but a route led to the BPF engine: it is "
+            "put right within moments. If this lasts, `pellicle status` names the route.",
         ),
     }
 )  # fmt: skip
