@@ -140,6 +140,7 @@ struct {
 
 /* --- how: the encryption table -> a pair of offers, that is a set of SAs ------------------------ */
 enum engine { ENGINE_BPF = 1, ENGINE_XFRM };
+enum cipher { CIPHER_CHACHA20_POLY1305 = 1, CIPHER_AES_128_GCM, CIPHER_AES_256_GCM };
 struct encrypt_key {
 	__u32 source_identity;	/* 0: any */
 	__u32 destination_identity; /* 0: any */
@@ -174,7 +175,9 @@ struct sa_out {
 	__u32 local_epoch;
 	__u32 peer_epoch;
 	__u32 engine;		/* enum engine */
-	__u32 mark;		/* slot and number: of packets that this SA encrypts */
+	__u32 mark;		/* slot and number: of packets that the kernel encrypts with this SA */
+	__u32 cipher;		/* enum cipher */
+	__u32 pad;
 };
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -203,8 +206,8 @@ struct sa_in {
 	struct addr node;	/* the peer's primary address: inner sources must belong to it */
 	__u32 local_epoch;
 	__u32 peer_epoch;
-	__u32 mark;		/* slot: of ESP that this SA decrypts */
-	__u32 pad;
+	__u32 mark;		/* slot: of ESP that the kernel decrypts with this SA */
+	__u32 cipher;		/* enum cipher */
 };
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -309,5 +312,6 @@ enum exported {
 	EXPORT_LONGEST = CCP_MAX - 2, /* the longest packet that the engine seals */
 };
 struct exported_enums { enum exported exported; enum reason reason; enum hook hook; enum peer_flags peer_flags;
-	enum probe_kind probe_kind; enum event_kind event_kind; enum engine engine; };
+	enum probe_kind probe_kind; enum event_kind event_kind; enum engine engine;
+	enum cipher cipher; };
 struct exported_rows { struct probe probe; struct event event; };

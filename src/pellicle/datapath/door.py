@@ -45,6 +45,23 @@ def plan(
     return {DOOR_HOST: Door(device.mtu, frozenset(map(gateway, own.pod_cidrs)))}
 
 
+def plan_doors(links: Mapping[str, Link]) -> dict[int, int]:
+    """The map `doors`: where the other door hands packets over to; 0: nowhere."""
+    host = links.get(DOOR_HOST)
+    return {0: host.index if host and host.is_up else 0}
+
+
+def doors_target(bpf: Object) -> MapTarget[int, int]:
+    return MapTarget(
+        bpf.map("doors"),
+        bpf.btf.maps["doors"].key,
+        bpf.btf.struct("doors"),
+        lambda key: {"": key},
+        lambda _, host: {"host": host},
+        lambda key, row: (key[""], row["host"]),
+    )
+
+
 class DoorTarget:
     """The devices, their addresses and settings, and forwarding, without which nothing arrives."""
 

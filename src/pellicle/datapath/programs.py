@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The four programs: loaded as one object, each on its devices, pinned to outlive the agent.
+"""The six programs: loaded as one object, each on its devices, pinned to outlive the agent.
 
-    from_pod   ingress of every pod device       door     ingress of pellicle_net
-    from_net   ingress of the uplink             to_net   egress of the uplink
+    from_pod   ingress of every pod device       door        ingress of pellicle_net
+    from_net   ingress of the uplink             door_xfrm   egress of pellicle_xfrm
+    to_net     egress of the uplink              from_xfrm   ingress of pellicle_xfrm
 
 A new agent loads the object again over the pinned maps and swaps the programs in place.
 """
@@ -29,12 +30,13 @@ from pellicle.wire.btf import Btf
 
 DOOR_HOST = "pellicle_host"
 DOOR_NET = "pellicle_net"
+DOOR_XFRM = "pellicle_xfrm"
 DOOR_MAC = "02:70:65:6c:00:01"
 """Of pellicle_host: locally administered, never seen on a wire."""
 POD_DEVICE = re.compile(r"pel[0-9a-f]{11}")
 
 PINNED_MAPS = (
-    "ipcache", "cluster_cidrs", "endpoints", "encrypt", "sa_out", "sa_in",
+    "ipcache", "cluster_cidrs", "endpoints", "encrypt", "sa_out", "sa_in", "doors",
     "counts", "flows", "events", "lost_events",
 )  # fmt: skip
 
@@ -120,6 +122,8 @@ def plan(uplink: str, links: Mapping[str, Link]) -> dict[HookName, Hook]:
     put(uplink, "ingress", "from_net")
     put(uplink, "egress", "to_net")
     put(DOOR_NET, "ingress", "door")
+    put(DOOR_XFRM, "egress", "door_xfrm")
+    put(DOOR_XFRM, "ingress", "from_xfrm")
     for device in filter(POD_DEVICE.fullmatch, links):
         put(device, "ingress", "from_pod")
     return rows

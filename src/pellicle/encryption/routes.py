@@ -2,12 +2,14 @@
 """The way to the door: two rules, table 200, and the exact MTU of every route.
 
     1: from all fwmark 0xe00/0xf00 lookup 200
-    table 200   10.244.2.0/24 dev pellicle_host mtu 1446     per pod CIDR of a peer
+    table 200   10.244.2.0/24 dev pellicle_xfrm mtu 1446     per pod CIDR of a peer
                 throw 10.244.1.0/24                          our own pods: see `_back`
                 blackhole default                            marked, and no peer: never the uplink
-    main        10.244.2.0/24 dev pellicle_host mtu 1446     what this node itself sends to pods
+    main        10.244.2.0/24 dev pellicle_xfrm mtu 1446     what this node itself sends to pods
 
-The MTU is what the engine leaves of the uplink's: the stack then fragments, or answers with
+Routes lead to the door of this node's engine: pellicle_xfrm or pellicle_host. With the bpf engine
+they lead to pellicle_xfrm still, for peers that are sent to on an old pair of the kernel's: that
+door hands over what is the other's, but not the other way round. The MTU is what the engine leaves of the uplink's: the stack then fragments, or answers with
 ICMP, as it would for any narrow link.
 """
 
@@ -18,8 +20,9 @@ from dataclasses import dataclass
 from ipaddress import ip_network
 
 from pellicle.datapath.address import gateway
-from pellicle.datapath.programs import DOOR_HOST
-from pellicle.facts import Address, Link, Network, Node, NodeName
+from pellicle.datapath.programs import DOOR_HOST, DOOR_XFRM
+from pellicle.encryption.table import EncryptKey, EncryptRow, key_for
+from pellicle.facts import Address, Engine, Link, Network, Node, NodeName
 from pellicle.kernel.netlink import Netlink
 from pellicle.keys.peer import outer_addresses
 from pellicle.wire.netlink import MAIN_TABLE, Route, RouteKind, Rule
@@ -33,6 +36,8 @@ ESP_BYTES = 8 + 8 + 16
 OUTER_BYTES = {4: 20, 6: 40}
 IPV6_MINIMUM = 1280
 """RFC 8200 §5: every link must carry this."""
+ANY_LENGTH = 65535
+"""What an engine without a limit of its own can seal: more than any uplink carries."""
 DEFAULTS = (ip_network("0.0.0.0/0"), ip_network("::/0"))
 
 RouteName = tuple[Network, int, int]
@@ -61,8 +66,9 @@ class RoutePlan:
     uplink: str
     table: int
     outer_family: str
+    engine: Engine
     longest: int
-    """EXPORT_LONGEST: the engine seals no more, whatever the uplink could carry."""
+    """The engine seals no more, whatever the uplink could carry."""
 
     def rules(self) -> dict[Rule, Rule]:
         rows = (
@@ -75,28 +81,38 @@ class RoutePlan:
         nodes: Mapping[NodeName, Node],
         links: Mapping[str, Link],
         paths: Mapping[Address, int],
+        encrypt: Mapping[EncryptKey, EncryptRow],
     ) -> dict[RouteName, Route]:
-        """Only blackholes while the door, the uplink or this node's own record is missing.
+        """Only blackholes while the uplink or this node's own record is missing; none to a peer
+        while its door is.
 
         `paths`: MTU that routers between the nodes have named, by the peer's outer address.
+        `encrypt`: what peers are sent to with now.
         """
         routes = [
             Route(default, table=self.table, kind=RouteKind.BLACKHOLE, metric=LAST_RESORT)
             for default in DEFAULTS
         ]
-        door, uplink, own = links.get(DOOR_HOST), links.get(self.uplink), nodes.get(self.local)
-        if door is None or uplink is None or own is None or not door.is_up:
+        uplink, own = links.get(self.uplink), nodes.get(self.local)
+        if uplink is None or own is None:
             return {route.key: route for route in routes}
         routes.extend(self._back(own))
         for node in nodes.values():
             if node.name == own.name:
                 continue
             outer = outer_addresses(own.addresses, node.addresses, self.outer_family)
-            if outer is not None:
+            door = links.get(self._door(node, encrypt))
+            if outer is not None and door is not None and door.is_up:
                 path = min(uplink.mtu, paths.get(outer[1], uplink.mtu))
-                mtu = inner_mtu(path, outer[1].version, self.longest)
+                longest = min(self.longest, node.longest or self.longest)
+                mtu = inner_mtu(path, outer[1].version, longest)
                 routes.extend(self._to(node, own, door.index, mtu))
         return {route.key: route for route in routes}
+
+    def _door(self, node: Node, encrypt: Mapping[EncryptKey, EncryptRow]) -> str:
+        row = encrypt.get(key_for(node)) if node.addresses else None
+        is_kernels = Engine.XFRM in {self.engine, row.engine if row else self.engine}
+        return DOOR_XFRM if is_kernels else DOOR_HOST
 
     def _back(self, own: Node) -> Iterable[Route]:
         """To the pods that the marked packets come from. The kernel looks there with the packet's
@@ -117,19 +133,16 @@ class RoutePlan:
 
 
 class RouteTarget:
-    """Routes of table 200, and those of the main table that lead to the door."""
+    """Routes of table 200, and those of the main table that lead to a door."""
 
     def __init__(self, netlink: Netlink, table: int) -> None:
         self._netlink, self._table = netlink, table
         self._standing: dict[RouteName, Route] = {}
 
     def read(self) -> Mapping[RouteName, Route]:
-        door = self._netlink.links().get(DOOR_HOST)
-        main = [
-            route
-            for route in self._netlink.routes(MAIN_TABLE)
-            if door is not None and route.device == door.index
-        ]
+        links = self._netlink.links()
+        doors = {links[name].index for name in (DOOR_HOST, DOOR_XFRM) if name in links}
+        main = [route for route in self._netlink.routes(MAIN_TABLE) if route.device in doors]
         found = (*self._netlink.routes(self._table), *main)
         self._standing = {route.key: route for route in found}
         return dict(self._standing)

@@ -1,21 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The security associations of the bpf engine: maps `sa_in` and `sa_out`.
+"""The security associations: maps `sa_in` and `sa_out`, and for the xfrm engine the kernel's states.
 
 A row is written once and then belongs to the datapath, which counts in it. It is never
-written again: the same key would start over at sequence number one.
+written again: the same key would start over at sequence number one. The row of an SA of the
+kernel's says whose it is and has no key; key and counts are in its state (states.py).
 """
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from struct import Struct
+
+import structlog
 
 from pellicle.datapath.address import from_bytes, to_bytes
 from pellicle.datapath.maps import Fields, MapTarget
-from pellicle.facts import Address, Epoch, PairId, Spi
+from pellicle.encryption.states import SLOT_SHIFT, States, key_of, mark_of
+from pellicle.facts import Address, Cipher, Engine, Epoch, PairId, Spi
 from pellicle.kernel.bpf import Object, Update
 from pellicle.keys.rows import Direction, Sa, SaKey
+from pellicle.wire.btf import Btf
+from pellicle.wire.xfrm import StateCounts, StateKey
+
+log = structlog.get_logger()
 
 _KEY_WORDS = Struct("<8I")
 _SALT_WORD = Struct("<I")
@@ -39,19 +48,27 @@ class SaCount:
     replayed: int
     auth_failed: int
     first_seen: int
+    engine: Engine
+    cipher: Cipher
 
 
 class SaTarget:
-    """Both maps as one target: what receives is put before what sends."""
+    """All SAs as one target: what receives is put before what sends.
 
-    def __init__(self, bpf: Object) -> None:
+    `states`: the kernel's part of the SAs of the xfrm engine; None where the kernel has no XFRM. An
+    SA of that engine stands when both its row and its state do. What is left of one whose other
+    half is gone is of no use any more, as nothing is put twice: `read` takes it away.
+    """
+
+    def __init__(self, bpf: Object, states: States | None) -> None:
+        words = Words.of(bpf.btf)
         self._in: MapTarget[SaKey, tuple[Sa, SaCount]] = MapTarget(
             bpf.map("sa_in"),
             bpf.btf.struct("sa_in_key"),
             bpf.btf.struct("sa_in"),
             _in_key,
-            lambda _, row: _in_row(row[0]),
-            _in_from_fields,
+            lambda _, row: {"number": row[0].number, "pair": row[0].pair, **words.both(row[0])},
+            words.read_in,
             Update.NOEXIST,
         )
         self._out: MapTarget[SaKey, tuple[Sa, SaCount]] = MapTarget(
@@ -59,40 +76,94 @@ class SaTarget:
             bpf.btf.struct("sa_out_key"),
             bpf.btf.struct("sa_out"),
             lambda key: {"pair": key.pair, "number": key.number},
-            lambda _, row: _out_row(row[0]),
-            _out_from_fields,
+            lambda _, row: {**_out_row(row[0]), **words.both(row[0])},
+            words.read_out,
             Update.NOEXIST,
         )
+        self._states = states
+        self._kernels: dict[SaKey, StateKey] = {}
+        """States of what stands."""
 
     def read(self) -> Mapping[SaKey, Sa]:
-        return {key: row[0] for key, row in self._rows()}
+        rows, states = dict(self._rows()), self._read_states()
+        self._kernels = {key: key_of(sa) for key, (sa, _) in rows.items() if _is_kernels(sa)}
+        halves = [key for key, state in self._kernels.items() if state not in states]
+        orphans = states.keys() - self._kernels.values()
+        if halves or orphans:
+            log.warning("parts of SAs are taken away", rows=len(halves), states=len(orphans))
+            self._remove(halves)
+            if self._states:
+                self._states.remove(orphans)
+        gone = set(halves)
+        return {key: row[0] for key, row in rows.items() if key not in gone}
 
     def counts(self) -> list[SaCount]:
         """Counters of all SAs, by peer, direction and number."""
-        counts = (row[1] for _, row in self._rows())
+        states = self._read_states()
+        counts = []
+        for sa, count in (row for _, row in self._rows()):
+            if not _is_kernels(sa):
+                counts.append(count)
+            elif (of_kernel := states.get(key_of(sa))) is not None:
+                counts.append(_of_kernel(count, of_kernel))
         return sorted(counts, key=lambda c: (str(c.node), c.direction, c.pair, c.number))
 
     def put(self, rows: Mapping[SaKey, Sa]) -> Mapping[SaKey, OSError]:
         errors: dict[SaKey, OSError] = {}
         for target, direction in ((self._in, Direction.IN), (self._out, Direction.OUT)):
-            part = {k: (sa, _nothing(sa)) for k, sa in rows.items() if k.direction is direction}
-            errors.update(target.put(part))
+            part = {key: sa for key, sa in rows.items() if key.direction is direction}
+            errors.update(self._put_states(part))
+            part = {key: sa for key, sa in part.items() if key not in errors}
+            failed = target.put({key: (sa, _nothing(sa)) for key, sa in part.items()})
+            errors.update(failed)
+            self._remove_states([key for key in failed if key in self._kernels])
         return errors
 
     def remove(self, keys: Collection[SaKey]) -> Mapping[SaKey, OSError]:
+        """What sends first; of each the row, which leads to the state, and then the state."""
+        errors = self._remove(keys)
+        return {**errors, **self._remove_states([key for key in keys if key not in errors])}
+
+    def _remove(self, keys: Collection[SaKey]) -> dict[SaKey, OSError]:
         outbound = [key for key in keys if key.direction is Direction.OUT]
         inbound = [key for key in keys if key.direction is Direction.IN]
         return {**self._out.remove(outbound), **self._in.remove(inbound)}
+
+    def _put_states(self, sas: Mapping[SaKey, Sa]) -> dict[SaKey, OSError]:
+        wanted = {key_of(sa): key for key, sa in sas.items() if _is_kernels(sa)}
+        if not wanted:
+            return {}
+        if self._states is None:
+            lack = OSError(errno.EPROTONOSUPPORT, "this kernel has no XFRM")
+            return dict.fromkeys(wanted.values(), lack)
+        errors = self._states.put([sas[key] for key in wanted.values()])
+        self._kernels |= {key: state for state, key in wanted.items() if state not in errors}
+        return {wanted[state]: error for state, error in errors.items()}
+
+    def _remove_states(self, keys: Collection[SaKey]) -> dict[SaKey, OSError]:
+        ours = {self._kernels.pop(key): key for key in keys if key in self._kernels}
+        if not ours or self._states is None:
+            return {}
+        errors = {ours[state]: error for state, error in self._states.remove(ours).items()}
+        self._kernels |= {key: state for state, key in ours.items() if key in errors}
+        return errors
+
+    def _read_states(self) -> Mapping[StateKey, StateCounts]:
+        return self._states.read() if self._states else {}
 
     def _rows(self) -> Iterable[tuple[SaKey, tuple[Sa, SaCount]]]:
         yield from self._in.read().items()
         yield from self._out.read().items()
 
 
+def _is_kernels(sa: Sa) -> bool:
+    return sa.engine is Engine.XFRM
+
+
 def _nothing(sa: Sa) -> SaCount:
     return SaCount(
         sa.direction, sa.node, sa.spi, sa.number, sa.pair, sa.local_epoch, sa.peer_epoch,
-        0, 0, 0, 0, 0, 0,
+        0, 0, 0, 0, 0, 0, sa.engine, sa.cipher,
     )  # fmt: skip
 
 
@@ -104,60 +175,98 @@ def _in_key(key: SaKey) -> Fields:
     }
 
 
-def _in_row(sa: Sa) -> Fields:
-    return {"number": sa.number, "pair": sa.pair, **_both(sa)}
-
-
 def _out_row(sa: Sa) -> Fields:
     return {
         "sequence_limit": sa.sequence_limit,
         "spi": sa.spi,
         "source": {"bytes": to_bytes(sa.source)},
         "destination": {"bytes": to_bytes(sa.destination)},
-        **_both(sa),
     }
 
 
-def _both(sa: Sa) -> Fields:
-    return {
-        "key": list(_KEY_WORDS.unpack(sa.key)),
-        "salt": _SALT_WORD.unpack(sa.salt)[0],
-        "node": {"bytes": to_bytes(sa.node)},
-        "local_epoch": sa.local_epoch,
-        "peer_epoch": sa.peer_epoch,
-    }
+@dataclass(frozen=True, slots=True)
+class Words:
+    """Rows with the enums that C has numbers for."""
+
+    engines: Mapping[int, Engine]
+    ciphers: Mapping[int, Cipher]
+    numbers: Mapping[Engine | Cipher, int]
+
+    @classmethod
+    def of(cls, btf: Btf) -> Words:
+        engines = {n: Engine(_word(name, "ENGINE_")) for name, n in btf.enum("engine").items()}
+        ciphers = {n: Cipher(_word(name, "CIPHER_")) for name, n in btf.enum("cipher").items()}
+        of_engines = {engine: number for number, engine in engines.items()}
+        return cls(
+            engines, ciphers, {**of_engines, **{cipher: n for n, cipher in ciphers.items()}}
+        )
+
+    def both(self, sa: Sa) -> Fields:
+        """What rows of both directions have."""
+        ours = not _is_kernels(sa)
+        return {
+            "key": list(_KEY_WORDS.unpack(sa.key)) if ours else [0] * 8,
+            "salt": _SALT_WORD.unpack(sa.salt)[0] if ours else 0,
+            "node": {"bytes": to_bytes(sa.node)},
+            "local_epoch": sa.local_epoch,
+            "peer_epoch": sa.peer_epoch,
+            "engine": self.numbers[sa.engine],
+            "cipher": self.numbers[sa.cipher],
+            "mark": mark_of(sa),
+        }
+
+    def read_in(self, key: Fields, row: Fields) -> tuple[SaKey, tuple[Sa, SaCount]]:
+        sa = Sa(
+            Direction.IN,
+            PairId(row["pair"]),
+            row["number"],
+            Spi(key["spi"]),
+            from_bytes(key["source"]["bytes"]),
+            from_bytes(key["destination"]["bytes"]),
+            first_seen=row["first_seen"],
+            **self._both(row),
+        )
+        return sa.at, (sa, _count(sa, row["top"], row))
+
+    def read_out(self, key: Fields, row: Fields) -> tuple[SaKey, tuple[Sa, SaCount]]:
+        sa = Sa(
+            Direction.OUT,
+            PairId(key["pair"]),
+            key["number"],
+            Spi(row["spi"]),
+            from_bytes(row["source"]["bytes"]),
+            from_bytes(row["destination"]["bytes"]),
+            sequence_limit=row["sequence_limit"],
+            **self._both(row),
+        )
+        return sa.at, (sa, _count(sa, row["sequence"], row))
+
+    def _both(self, row: Fields) -> Fields:
+        return {
+            "node": from_bytes(row["node"]["bytes"]),
+            "local_epoch": Epoch(row["local_epoch"]),
+            "peer_epoch": Epoch(row["peer_epoch"]),
+            "engine": self.engines[row["engine"]],
+            "cipher": self.ciphers[row["cipher"]],
+            "slot": row["mark"] >> SLOT_SHIFT,
+        }
 
 
-def _in_from_fields(key: Fields, row: Fields) -> tuple[SaKey, tuple[Sa, SaCount]]:
-    sa = Sa(
-        Direction.IN,
-        PairId(row["pair"]),
-        row["number"],
-        Spi(key["spi"]),
-        from_bytes(key["source"]["bytes"]),
-        from_bytes(key["destination"]["bytes"]),
-        from_bytes(row["node"]["bytes"]),
-        Epoch(row["local_epoch"]),
-        Epoch(row["peer_epoch"]),
-        first_seen=row["first_seen"],
+def _word(name: str, prefix: str) -> str:
+    """CIPHER_AES_128_GCM -> aes-128-gcm, as the facts call it."""
+    return name.removeprefix(prefix).lower().replace("_", "-")
+
+
+def _of_kernel(count: SaCount, state: StateCounts) -> SaCount:
+    """The kernel's counts in place of the row's."""
+    return replace(
+        count,
+        sequence=state.sequence,
+        packets=state.packets,
+        octets=state.octets,
+        replayed=state.replayed + state.replay_window_errors,
+        auth_failed=state.integrity_failed,
     )
-    return sa.at, (sa, _count(sa, row["top"], row))
-
-
-def _out_from_fields(key: Fields, row: Fields) -> tuple[SaKey, tuple[Sa, SaCount]]:
-    sa = Sa(
-        Direction.OUT,
-        PairId(key["pair"]),
-        key["number"],
-        Spi(row["spi"]),
-        from_bytes(row["source"]["bytes"]),
-        from_bytes(row["destination"]["bytes"]),
-        from_bytes(row["node"]["bytes"]),
-        Epoch(row["local_epoch"]),
-        Epoch(row["peer_epoch"]),
-        row["sequence_limit"],
-    )
-    return sa.at, (sa, _count(sa, row["sequence"], row))
 
 
 def _count(sa: Sa, sequence: int, row: Fields) -> SaCount:
@@ -175,4 +284,6 @@ def _count(sa: Sa, sequence: int, row: Fields) -> SaCount:
         row.get("replayed", 0),
         row.get("auth_failed", 0),
         sa.first_seen,
+        sa.engine,
+        sa.cipher,
     )

@@ -7,16 +7,16 @@ while its outbound SAs stand; no row means drop.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from pellicle.datapath.address import from_bytes, to_bytes
 from pellicle.datapath.maps import Fields, MapTarget
-from pellicle.facts import Address, IdentityNumber, Node, NodeName, PairId
+from pellicle.facts import Address, Engine, IdentityNumber, Node, NodeName, PairId
 from pellicle.kernel.bpf import Object
+from pellicle.keys.rows import Send
 
 ANY = IdentityNumber(0)
-ENGINE_BPF = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,21 +33,35 @@ class EncryptRow:
     """`struct encrypt_row`."""
 
     pair: PairId
-    engine: int = ENGINE_BPF
+    engine: Engine
 
 
 def plan(
-    sends: Mapping[NodeName, PairId], nodes: Mapping[NodeName, Node]
+    sends: Mapping[NodeName, Send],
+    nodes: Mapping[NodeName, Node],
+    passable: Collection[PairId],
 ) -> dict[EncryptKey, EncryptRow]:
-    """One row for each peer that can be sent to."""
+    """One row for each peer that can be sent to.
+
+    `passable`: the pairs of the kernel's whose policies stand.
+    """
     return {
-        EncryptKey(ANY, ANY, nodes[name].addresses[0]): EncryptRow(pair)
-        for name, pair in sends.items()
-        if name in nodes and nodes[name].addresses
+        key_for(nodes[name]): EncryptRow(send.pair, send.engine)
+        for name, send in sends.items()
+        if name in nodes
+        and nodes[name].addresses
+        and (send.engine is Engine.BPF or send.pair in passable)
     }
 
 
+def key_for(node: Node) -> EncryptKey:
+    """For all traffic to a node."""
+    return EncryptKey(ANY, ANY, node.addresses[0])
+
+
 def target(bpf: Object) -> MapTarget[EncryptKey, EncryptRow]:
+    numbers = {engine: bpf.btf.enum("engine")[f"ENGINE_{engine.name}"] for engine in Engine}
+    engines = {number: engine for engine, number in numbers.items()}
     return MapTarget(
         bpf.map("encrypt"),
         bpf.btf.struct("encrypt_key"),
@@ -57,14 +71,12 @@ def target(bpf: Object) -> MapTarget[EncryptKey, EncryptRow]:
             "destination_identity": key.destination_identity,
             "node": {"bytes": to_bytes(key.node)},
         },
-        lambda _, row: {"pair": row.pair, "engine": row.engine},
-        _from_fields,
+        lambda _, row: {"pair": row.pair, "engine": numbers[row.engine]},
+        lambda key, row: (_key(key), EncryptRow(PairId(row["pair"]), engines[row["engine"]])),
     )
 
 
-def _from_fields(key: Fields, row: Fields) -> tuple[EncryptKey, EncryptRow]:
+def _key(key: Fields) -> EncryptKey:
     source, destination = key["source_identity"], key["destination_identity"]
     node = from_bytes(key["node"]["bytes"])
-    return EncryptKey(IdentityNumber(source), IdentityNumber(destination), node), EncryptRow(
-        PairId(row["pair"]), row["engine"]
-    )
+    return EncryptKey(IdentityNumber(source), IdentityNumber(destination), node)

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The door of the kernel's IPsec: an xfrm interface, whose packets only our policies apply to.
+
+    stack ─▶ pellicle_xfrm ─ `door_xfrm` marks ─▶ policy ─▶ state ─▶ ESP ─▶ uplink
+    uplink ─▶ ESP ─▶ state ─▶ pellicle_xfrm ─ `from_xfrm` checks, delivers
+
+Its number (if_id) is on every policy and state of ours, and on nobody else's: what others do with
+IPsec on this node never meets it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+from pellicle.datapath.programs import DOOR_XFRM
+from pellicle.facts import Link
+from pellicle.kernel.netlink import Netlink
+from pellicle.kernel.netns import read_sysctl, write_sysctl
+
+IF_ID = 0x70656C6C
+"""`pell`."""
+_LOOSE = "2"
+
+
+@dataclass(frozen=True, slots=True)
+class XfrmDevice:
+    """The device as it should be."""
+
+    mtu: int
+    uplink: int
+    """Index of the device that ESP leaves by."""
+
+
+def plan(uplink: str, links: Mapping[str, Link]) -> dict[str, XfrmDevice]:
+    """One row, or none while the uplink is missing."""
+    device = links.get(uplink)
+    return {DOOR_XFRM: XfrmDevice(device.mtu, device.index)} if device else {}
+
+
+class XfrmDeviceTarget:
+    """The device and its settings."""
+
+    def __init__(self, netlink: Netlink) -> None:
+        self._netlink = netlink
+        self._source_check = f"net/ipv4/conf/{DOOR_XFRM}/rp_filter"
+
+    def read(self) -> Mapping[str, XfrmDevice]:
+        """The device if all of it is in order; what is not is put again."""
+        link = self._netlink.links().get(DOOR_XFRM)
+        if link is None:
+            return {}
+        is_right = link.kind == "xfrm" and link.if_id == IF_ID and link.is_up
+        if not is_right or read_sysctl(self._source_check) != _LOOSE:
+            return {DOOR_XFRM: XfrmDevice(0, 0)}
+        return {DOOR_XFRM: XfrmDevice(link.mtu, link.lower or 0)}
+
+    def put(self, rows: Mapping[str, XfrmDevice]) -> Mapping[str, OSError]:
+        errors: dict[str, OSError] = {}
+        for name, row in rows.items():
+            try:
+                self._put(row)
+            except OSError as error:
+                errors[name] = error
+        return errors
+
+    def remove(self, keys: Collection[str]) -> Mapping[str, OSError]:
+        errors: dict[str, OSError] = {}
+        for name in keys:
+            try:
+                self._netlink.remove_link(name)
+            except OSError as error:
+                errors[name] = error
+        return errors
+
+    def _put(self, row: XfrmDevice) -> None:
+        link = self._netlink.links().get(DOOR_XFRM)
+        if link is not None and (
+            link.kind != "xfrm" or link.if_id != IF_ID or link.lower != row.uplink
+        ):
+            self._netlink.remove_link(DOOR_XFRM)
+            link = None
+        if link is None:
+            self._netlink.add_xfrm(DOOR_XFRM, IF_ID, row.uplink)
+        index = self._netlink.link(DOOR_XFRM).index
+        # Loose: what another node sends to this one comes in here, and goes back by the uplink.
+        write_sysctl(self._source_check, _LOOSE)
+        self._netlink.change_link(index, has_link_local=False)
+        self._netlink.change_link(index, is_up=True, mtu=row.mtu)

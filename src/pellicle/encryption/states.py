@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SAs as the kernel's IPsec has them: XFRM states, added once and never written again.
+
+    out   src, dst, spi            reqid, if_id, ESN, hard packet limit
+    in    src, dst, spi, mark      the same, replay window 1024, NOECN: `from_xfrm` sees to it
+
+The mark of an inbound state tells peers apart that have chosen the same SPI: `from_net`, which
+knows the sender, has set it. All that the kernel has no room for (pair, epochs, number, node) is
+in the maps `sa_in` and `sa_out`; see sas.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
+
+import structlog
+
+from pellicle.datapath.xfrm_device import IF_ID
+from pellicle.encryption.engine import ALGORITHMS
+from pellicle.facts import Engine
+from pellicle.kernel.xfrm import Xfrm
+from pellicle.keys.rows import Direction, Sa, SaKey
+from pellicle.wire.xfrm import (
+    Mark,
+    Offload,
+    OffloadFlags,
+    State,
+    StateCounts,
+    StateFlags,
+    StateKey,
+)
+
+MARK_ENCRYPT, MARK_DECRYPT = 0xE00, 0xD00
+IN_MASK = 0xFFFF0F00
+"""Slot and 0xd00; the ECN bits between them are the packet's."""
+SLOT_SHIFT, SA_SHIFT = 16, 12
+"""As in bpf/tables.h."""
+REQIDS = 0x70650000
+"""Ours begin here; the slot is added."""
+REPLAY_WINDOW, SMALLEST_WINDOW = 1024, 32
+"""What ESN asks for also of states that only send (net/xfrm/xfrm_replay.c)."""
+
+log = structlog.get_logger()
+
+
+def is_kernel_used(engine: Engine, sas: Mapping[SaKey, Sa]) -> bool:
+    """Whether this node encrypts with the kernel's IPsec, or some SA of it is left."""
+    return engine is Engine.XFRM or any(sa.engine is Engine.XFRM for sa in sas.values())
+
+
+def mark_of(sa: Sa) -> int:
+    """What packets bear that this SA is for, if it is the kernel's."""
+    if sa.direction is Direction.IN:
+        return sa.slot << SLOT_SHIFT | MARK_DECRYPT
+    return sa.slot << SLOT_SHIFT | sa.number << SA_SHIFT | MARK_ENCRYPT
+
+
+def out_reqid(slot: int) -> int:
+    """Joins the policies of a pair to its states."""
+    return REQIDS | slot
+
+
+def key_of(sa: Sa) -> StateKey:
+    """The name of its state."""
+    mark = Mark(mark_of(sa), IN_MASK) if sa.direction is Direction.IN else None
+    return StateKey(sa.source, sa.destination, sa.spi, mark)
+
+
+def state_of(sa: Sa) -> State:
+    """Its state, in software."""
+    algorithm, bits = ALGORITHMS[sa.cipher]
+    is_in = sa.direction is Direction.IN
+    flags = StateFlags.ESN | StateFlags.AF_UNSPEC | (StateFlags.NOECN if is_in else StateFlags(0))
+    return State(
+        key_of(sa),
+        out_reqid(sa.slot),
+        IF_ID,
+        algorithm,
+        bits,
+        flags,
+        REPLAY_WINDOW if is_in else SMALLEST_WINDOW,
+        packet_limit=sa.sequence_limit,
+        secret=sa.key + sa.salt,
+    )
+
+
+@dataclass(slots=True)
+class States:
+    """Our states in the kernel, by name. `device`: the uplink, if it is to encrypt itself."""
+
+    xfrm: Xfrm
+    device: int | None = None
+    software_why: str | None = None
+    """Why a state that the uplink was to take is the kernel's own."""
+    offloaded: int = 0
+    """How many states the uplink has taken."""
+
+    def read(self) -> Mapping[StateKey, StateCounts]:
+        ours = [(state, counts) for state, counts in self.xfrm.states() if state.if_id == IF_ID]
+        self.offloaded = sum(1 for state, _ in ours if state.offload)
+        return {state.key: counts for state, counts in ours}
+
+    def put(self, sas: Iterable[Sa]) -> Mapping[StateKey, OSError]:
+        states = [state_of(sa) for sa in sas]
+        if self.device is None:
+            return self.xfrm.put_states(states)
+        tried = self.xfrm.put_states(replace(s, offload=self._offload(s)) for s in states)
+        again = [state for state in states if state.key in tried]
+        if not again:
+            return {}
+        self.software_why = str(tried[again[0].key])
+        log.info("the uplink does not take a state", why=self.software_why)
+        return self.xfrm.put_states(again)
+
+    def remove(self, keys: Collection[StateKey]) -> Mapping[StateKey, OSError]:
+        return self.xfrm.remove_states(keys)
+
+    def _offload(self, state: State) -> Offload:
+        assert self.device is not None
+        flags = OffloadFlags(0)
+        if state.key.mark is not None:
+            flags |= OffloadFlags.INBOUND
+        if state.key.source.version == 6:
+            flags |= OffloadFlags.IPV6
+        return Offload(self.device, flags)
