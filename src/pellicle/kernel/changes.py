@@ -21,8 +21,8 @@ from enum import IntEnum
 from typing import Self
 
 from pellicle.kernel import Held
-from pellicle.kernel.netlink import route_socket
 from pellicle.kernel.netns import Namespace
+from pellicle.kernel.nlsocket import open_socket
 from pellicle.wire import link, netlink, nlmsg
 
 _RECEIVE_BYTES = 64 * 1024
@@ -61,7 +61,7 @@ class Changes(Held):
         *,
         queue: int = 4 * 1024 * 1024,
     ) -> None:
-        self._socket = route_socket(namespace, queue=queue)
+        self._socket = open_socket(socket.NETLINK_ROUTE, namespace, queue=queue)
         self._socket.setblocking(False)
         self._socket.bind((0, sum(1 << group - 1 for group in groups)))
         self._waiting: deque[Change | Missed] = deque()

@@ -1,84 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
 """rtnetlink: one socket in one network namespace, and what Pellicle asks of it.
 
-Requests go out in batches: a chunk of messages in one datagram, an acknowledgement asked of the
-last only. The kernel does each message by itself, in order, and answers those that fail; so 5,000
-routes are a handful of system calls and every failure keeps its own errno. What is there
-already, or gone already, is success.
-
-Everything here is synchronous and takes well under a millisecond of the event loop's time,
-except dumps and batches of thousands.
+What is there already, or gone already, is success.
 """
 
 from __future__ import annotations
 
 import errno
-import os
 import socket
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from typing import TypeVar
+from collections.abc import Iterable
 
-from pellicle.kernel import Held
-from pellicle.kernel.netns import Namespace, socket_in
+from pellicle.kernel.netns import Namespace
+from pellicle.kernel.nlsocket import NetlinkSocket
 from pellicle.wire import link as links
 from pellicle.wire import netlink as routing
 from pellicle.wire import nlmsg
 from pellicle.wire.link import LinkAddress, LinkInfo, VethEnd
 from pellicle.wire.netlink import PROTOCOL, Route, Rule
 
-_SOL_NETLINK = 270
-_NETLINK_CAP_ACK, _NETLINK_EXT_ACK, _NETLINK_GET_STRICT_CHK = 10, 11, 12
-_CHUNK_BYTES = 64 * 1024
-_CHUNK_MESSAGES = 512
-_RECEIVE_BYTES = 256 * 1024
-_QUEUE_BYTES = 4 * 1024 * 1024
-"""Room for an error to every message of a chunk; unread answers end in ENOBUFS."""
-_DUMP_TRIES = 10
-
-R = TypeVar("R", bound=Hashable)
+_NETLINK_GET_STRICT_CHK = 12
+"""A kernel that checks dumps strictly also filters them."""
 
 
-class Netlink(Held):
+class Netlink(NetlinkSocket):
     """A socket to the kernel's routing tables, devices and addresses of one namespace."""
 
     def __init__(self, namespace: Namespace | None = None) -> None:
-        self._socket = route_socket(namespace)
-        self._socket.bind((0, 0))
-        self._sequence = 0
-
-    def close(self) -> None:
-        """Closes the socket."""
-        self._socket.close()
-
-    # What the socket can do.
-
-    def batch(self, requests: Iterable[nlmsg.Request]) -> list[OSError | None]:
-        """Sends all, in order; for each its error or None."""
-        wanted = list(requests)
-        errors: list[OSError | None] = [None] * len(wanted)
-        first = self._sequence + 1
-        self._sequence += len(wanted)
-        for start, datagram in _chunks(wanted, first):
-            self._socket.send(datagram)
-            for reply in self._until_acknowledged(start):
-                number, words = reply.error
-                if number and reply.sequence >= first:  # not left over from a call that raised
-                    errors[reply.sequence - first] = _error(number, words)
-        return errors
-
-    def ask(self, request: nlmsg.Request) -> None:
-        """Sends one; raises its error."""
-        (error,) = self.batch([request])
-        if error is not None:
-            raise error
-
-    def dump(self, request: nlmsg.Request) -> list[nlmsg.Reply]:
-        """All rows that answer a dump; asked again while they change under our hands."""
-        for _ in range(_DUMP_TRIES):
-            rows, was_interrupted = self._dump_once(request)
-            if not was_interrupted:
-                return rows
-        raise OSError(errno.EAGAIN, "the kernel's table changes faster than it can be read")
+        super().__init__(socket.NETLINK_ROUTE, namespace, [_NETLINK_GET_STRICT_CHK])
 
     # Routes and rules.
 
@@ -136,6 +84,10 @@ class Netlink(Held):
         """Makes a veth pair, either end in a namespace of its own; EEXIST when a name is taken."""
         self.ask(links.add_veth(end, peer))
 
+    def add_xfrm(self, name: str, if_id: int, link: int) -> None:
+        """Makes an xfrm interface; EEXIST when its name or its if_id is taken."""
+        self.ask(links.add_xfrm(name, if_id, link))
+
     def change_link(
         self,
         index: int,
@@ -191,72 +143,3 @@ class Netlink(Held):
     def remove_addresses(self, addresses: Iterable[LinkAddress]) -> dict[LinkAddress, OSError]:
         """Removes addresses; answers those that failed."""
         return self._each(addresses, links.remove_address, errno.EADDRNOTAVAIL, errno.ENODEV)
-
-    def _each(
-        self, rows: Iterable[R], request: Callable[[R], nlmsg.Request], *success: int
-    ) -> dict[R, OSError]:
-        wanted = list(rows)
-        errors = self.batch(map(request, wanted))
-        return {
-            row: error
-            for row, error in zip(wanted, errors, strict=True)
-            if error is not None and error.errno not in success
-        }
-
-    def _until_acknowledged(self, last: int) -> Iterator[nlmsg.Reply]:
-        """The errors of a chunk; ends with the answer to its last message."""
-        while True:
-            for reply in nlmsg.replies(self._socket.recv(_RECEIVE_BYTES)):
-                if reply.kind == nlmsg.ERROR:
-                    yield reply
-                    if reply.sequence == last:
-                        return
-
-    def _dump_once(self, request: nlmsg.Request) -> tuple[list[nlmsg.Reply], bool]:
-        self._sequence += 1
-        self._socket.send(request.pack(self._sequence))
-        rows: list[nlmsg.Reply] = []
-        was_interrupted = False
-        while True:
-            for reply in nlmsg.replies(self._socket.recv(_RECEIVE_BYTES)):
-                if reply.sequence != self._sequence:  # left over from a call that raised
-                    continue
-                was_interrupted |= bool(reply.flags & nlmsg.DUMP_INTERRUPTED)
-                if reply.kind in (nlmsg.ERROR, nlmsg.DONE):
-                    number, words = reply.error
-                    if number:
-                        raise _error(number, words)
-                    return rows, was_interrupted
-                rows.append(reply)
-
-
-def route_socket(namespace: Namespace | None, *, queue: int = _QUEUE_BYTES) -> socket.socket:
-    """An rtnetlink socket, not yet bound, that answers tersely and filters dumps."""
-    opened = socket_in(namespace, socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
-    so_rcvbufforce = 33
-    opened.setsockopt(socket.SOL_SOCKET, so_rcvbufforce, queue)
-    opened.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * _CHUNK_BYTES)
-    for option in (_NETLINK_CAP_ACK, _NETLINK_EXT_ACK, _NETLINK_GET_STRICT_CHK):
-        opened.setsockopt(_SOL_NETLINK, option, 1)
-    return opened
-
-
-def _chunks(requests: Sequence[nlmsg.Request], first: int) -> Iterator[tuple[int, bytes]]:
-    """Datagrams and the sequence number of each one's last message, which asks for an answer."""
-    parts: list[bytes] = []
-    size = 0
-    for number, request in enumerate(requests):
-        sequence = first + number
-        size += len(request.body) + 32
-        is_last = (
-            number + 1 == len(requests) or len(parts) + 1 == _CHUNK_MESSAGES or size > _CHUNK_BYTES
-        )
-        parts.append(request.pack(sequence, nlmsg.ACK if is_last else 0))
-        if is_last:
-            yield sequence, b"".join(parts)
-            parts, size = [], 0
-
-
-def _error(number: int, words: str) -> OSError:
-    reason = os.strerror(number)
-    return OSError(number, f"{reason}: {words}" if words else reason)

@@ -120,6 +120,16 @@ def socket_in(
         return socket.socket(family, kind, protocol)
 
 
+def in_new(act: Callable[[], T]) -> T:
+    """Does something in a new namespace without a name, which goes with all that was made in it."""
+
+    def move_and_act() -> T:
+        libc.new_network_namespace()
+        return act()
+
+    return _in_thread(move_and_act)
+
+
 def read_sysctl(name: str, namespace: Namespace | None = None) -> str:
     """A setting such as net/ipv4/conf/eth0/rp_filter; with slashes, for devices have dots."""
     with inside(namespace):

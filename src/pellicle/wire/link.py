@@ -42,6 +42,7 @@ _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_MASTER = 1, 3, 4, 5, 1
 _IFLA_OPERSTATE, _IF_OPER_UNKNOWN, _IF_OPER_UP = 16, 0, 6
 _IFLA_LINKINFO, _IFLA_IFALIAS, _IFLA_AF_SPEC, _IFLA_NET_NS_FD = 18, 20, 26, 28
 _IFLA_INFO_KIND, _IFLA_INFO_DATA, _VETH_INFO_PEER = 1, 2, 1
+_IFLA_XFRM_LINK, _IFLA_XFRM_IF_ID = 1, 2
 _IFLA_INET6_ADDR_GEN_MODE, _ADDR_GEN_NONE = 8, 1
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS = 1, 2, 8
 _IFA_F_NODAD, _IFA_F_NOPREFIXROUTE = 0x02, 0x200
@@ -57,7 +58,7 @@ class LinkInfo:
     """Empty for a device without one."""
     mtu: int
     kind: str
-    """veth, bridge, vxlan…; empty for hardware and loopback."""
+    """veth, bridge, vxlan, xfrm…; empty for hardware and loopback."""
     is_up: bool
     """By order of the operator."""
     is_running: bool
@@ -68,6 +69,10 @@ class LinkInfo:
     master: int = 0
     alias: str = ""
     """A remark, for people and for whoever set it."""
+    if_id: int = 0
+    """For an xfrm interface: what its states and policies carry."""
+    link: int = 0
+    """For an xfrm interface: the ifindex of the device below."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +104,14 @@ def add_veth(end: VethEnd, peer: VethEnd) -> Request:
     inner = nested(_VETH_INFO_PEER, _LINK.pack(0, 0, peer.index, 0, 0), *_veth_end(peer))
     info = nested(_IFLA_LINKINFO, text(_IFLA_INFO_KIND, "veth"), nested(_IFLA_INFO_DATA, inner))
     body = _LINK.pack(0, 0, end.index, 0, 0) + b"".join(_veth_end(end)) + info
+    return Request(RTM_NEWLINK, CREATE | EXCLUSIVE, body)
+
+
+def add_xfrm(name: str, if_id: int, link: int) -> Request:
+    """Makes an xfrm interface above `link`, for states and policies with this `if_id`."""
+    data = nested(_IFLA_INFO_DATA, u32(_IFLA_XFRM_LINK, link), u32(_IFLA_XFRM_IF_ID, if_id))
+    info = nested(_IFLA_LINKINFO, text(_IFLA_INFO_KIND, "xfrm"), data)
+    body = _LINK.pack(0, 0, 0, 0, 0) + text(_IFLA_IFNAME, name) + info
     return Request(RTM_NEWLINK, CREATE | EXCLUSIVE, body)
 
 
@@ -154,6 +167,7 @@ def read_link(reply: Reply) -> LinkInfo:
     found = attributes(reply.body, _LINK.size)
     info = attributes(found.get(_IFLA_LINKINFO, b""))
     kind = read_text(info, _IFLA_INFO_KIND)
+    xfrm = attributes(info.get(_IFLA_INFO_DATA, b"")) if kind == "xfrm" else {}
     return LinkInfo(
         index=index,
         name=read_text(found, _IFLA_IFNAME),
@@ -166,6 +180,8 @@ def read_link(reply: Reply) -> LinkInfo:
         peer=read_u32(found, _IFLA_LINK) if kind == "veth" else 0,
         master=read_u32(found, _IFLA_MASTER),
         alias=read_text(found, _IFLA_IFALIAS),
+        if_id=read_u32(xfrm, _IFLA_XFRM_IF_ID),
+        link=read_u32(xfrm, _IFLA_XFRM_LINK),
     )
 
 

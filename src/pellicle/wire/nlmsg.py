@@ -55,10 +55,10 @@ class Request:
     flags: int
     body: bytes
 
-    def pack(self, sequence: int, flags: int = 0) -> bytes:
-        """The message, padded, with more flags."""
+    def pack(self, sequence: int, flags: int = 0, port: int = 0) -> bytes:
+        """The message, padded, with more flags and the port of its sender."""
         length = _HEADER.size + len(self.body)
-        header = _HEADER.pack(length, self.kind, REQUEST | self.flags | flags, sequence, 0)
+        header = _HEADER.pack(length, self.kind, REQUEST | self.flags | flags, sequence, port)
         return header + self.body + bytes(-length % 4)
 
 
