@@ -21,20 +21,26 @@ import structlog
 from pellicle import logs
 from pellicle.answers import Sight, answers
 from pellicle.config import Attach, Config
-from pellicle.datapath import door, endpoints, ipcache, programs
-from pellicle.datapath.door import DoorTarget
+from pellicle.datapath import door, endpoints, ipcache, programs, xfrm_device
+from pellicle.datapath.door import DoorsTarget, DoorTarget
 from pellicle.datapath.programs import ProgramTarget, Words
+from pellicle.datapath.xfrm_device import XfrmDeviceTarget
+from pellicle.encryption import engine, policies
 from pellicle.encryption import table as encryption_table
 from pellicle.encryption.keying import Keying
 from pellicle.encryption.paths import PathMtus
-from pellicle.encryption.probe import ProbeSender
+from pellicle.encryption.policies import PolicyTarget
+from pellicle.encryption.probe import send_probe
 from pellicle.encryption.routes import (
+    ANY_LENGTH,
     RoutePlan,
     RouteTarget,
     RuleTarget,
 )
 from pellicle.encryption.sas import SaTarget
+from pellicle.encryption.states import States
 from pellicle.facts import (
+    Engine,
     Node,
     NodeName,
     Offer,
@@ -47,6 +53,7 @@ from pellicle.kernel import Unsupported, libc
 from pellicle.kernel.bpf import Object, RingBuffer, ensure_bpffs
 from pellicle.kernel.bpf.attach import Mode
 from pellicle.kernel.netlink import Netlink
+from pellicle.kernel.xfrm import Xfrm, XfrmChanges
 from pellicle.keys import secret as secrets
 from pellicle.keys.pairing import Keyring, LocalNode, ProbeKind
 from pellicle.pods import PodPorts
@@ -66,6 +73,9 @@ EVENTS_AT_ONCE = 4096
 WATCH_SECONDS = 5.0
 """How often counters that no event reports are looked at."""
 
+DOUBT_SECONDS = 0.5
+"""Between two looks at what somebody else is taking away."""
+
 log = structlog.get_logger()
 
 
@@ -79,10 +89,12 @@ class Agent:
         self._netlink = Netlink()
         self._uplink = uplink.find(self._netlink, config.uplink, config.addresses)
         secret = self._secret()
+        self._choice = engine.choose_for(config)
         self._socket = listen(config.run_dir / "agent.sock")
         self._bpf = self._load()
         self._decoder = Decoder.of(self._bpf.btf)
-        self._longest = self._bpf.btf.enum("exported")["EXPORT_LONGEST"]
+        sealed = self._bpf.btf.enum("exported")["EXPORT_LONGEST"]
+        self._longest = sealed if self._choice.engine is Engine.BPF else ANY_LENGTH
         self._directory = Directory(config.directory, config.refresh_seconds)
         self._rejected: tuple[Rejected, ...] = ()
         self._pending: tuple[Rejected, ...] = ()
@@ -90,7 +102,8 @@ class Agent:
         self._reconcilers: list[Reconciler[Any, Any]] = []
         mode: dict[Attach, Mode] = {Attach.TCX: "tcx", Attach.CLSACT: "clsact"}
         self._programs = ProgramTarget(self._bpf, config.bpffs / "links", mode.get(config.attach))
-        self._sas = SaTarget(self._bpf)
+        self._states = States.open(self._uplink.name, config.ipsec_offload)
+        self._sas = SaTarget(self._bpf, self._states)
         self._keying = None if secret is None else self._make_keying(secret)
         self._hooks = self._reconciler(self._tables.hooks, self._programs, self._tables.hooks_up)
         self._cni = Cni(
@@ -118,6 +131,8 @@ class Agent:
         yield derive(t.ipcache, partial(ipcache.plan, self._name), [t.nodes, t.endpoints])
         yield derive(t.cidrs, partial(ipcache.plan_cidrs, config.cluster_cidrs), [t.nodes])
         yield derive(t.door, partial(door.plan, self._name, self._uplink.name), [t.nodes, t.links])
+        yield derive(t.doors, door.plan_doors, [t.links])
+        self._reconciler(t.doors, DoorsTarget(self._bpf), t.doors_up)
         self._reconciler(t.door, DoorTarget(self._netlink, self._uplink.name), t.door_up)
         self._reconciler(t.pods, endpoints.target(self._bpf), t.pods_up)
         self._reconciler(t.ipcache, ipcache.target(self._bpf), t.ipcache_up)
@@ -139,13 +154,15 @@ class Agent:
             self._uplink.name,
             config.route_table,
             str(config.outer_family),
+            self._choice.engine,
             self._longest,
         )
         self._reconciler(t.sas, self._sas, t.sas_up, once=True)
         self._reconciler(t.encrypt, encryption_table.target(self._bpf), t.encrypt_up)
         self._reconciler(t.rules, RuleTarget(self._netlink, config.route_table), t.rules_up)
         self._reconciler(t.routes, RouteTarget(self._netlink, config.route_table), t.routes_up)
-        yield derive(t.encrypt, encryption_table.plan, [t.sends, t.nodes])
+        yield derive(t.encrypt, encryption_table.plan, [t.sends, t.nodes, t.passable])
+        yield from self._kernel_ipsec()
         self._paths.forget()
         if self._keying is None:
             for table in (t.sas, t.sends, t.rules, t.routes, t.peers):
@@ -153,9 +170,25 @@ class Agent:
             self._publish(())
             return
         t.rules.replace(route.rules())
-        yield derive(t.routes, route.routes, [t.nodes, t.links, t.paths])
+        yield derive(t.routes, route.routes, [t.nodes, t.links, t.paths, t.encrypt_up])
         yield self._keying.run()
         yield self._watch_counters(self._keying)
+
+    def _kernel_ipsec(self) -> Iterable[Coroutine[Any, Any, None]]:
+        """The xfrm engine's own: its device and its policies, as long as anything needs them."""
+        t, used = self._tables, self._choice.engine
+        yield derive(t.passable, policies.plan_passable, [t.sas_up, t.policies, t.policies_up])
+        if self._states is None:
+            for table in (t.device, t.policies, t.policies_up):
+                table.replace({})
+            return
+        yield derive(
+            t.device, partial(xfrm_device.plan, self._uplink.name, used), [t.links, t.sas_up]
+        )
+        yield derive(t.policies, partial(policies.plan, used), [t.sas_up, t.nodes])
+        self._reconciler(t.device, XfrmDeviceTarget(self._netlink), t.device_up)
+        self._reconciler(t.policies, PolicyTarget(self._states.xfrm), t.policies_up)
+        yield self._watch_kernel(self._states.xfrm)
 
     # --- sources ------------------------------------------------------------------------------
 
@@ -215,6 +248,16 @@ class Agent:
                 if count.direction == "out" and count.sequence > self._config.sa_packet_limit // 2:
                     keying.spent(count.pair)
 
+    async def _watch_kernel(self, xfrm: Xfrm) -> None:
+        """States or policies that somebody else has taken away are missed at once."""
+        tables = {self._tables.sas, self._tables.policies}
+        with XfrmChanges(own=[xfrm.port]) as changes:
+            async for _ in changes:
+                for each in self._reconcilers:
+                    if each.desired in tables:
+                        each.doubt()
+                await asyncio.sleep(DOUBT_SECONDS)
+
     # --- keys ---------------------------------------------------------------------------------
 
     def _secret(self) -> secrets.Secret | None:
@@ -229,18 +272,27 @@ class Agent:
             LocalNode(self._name, self._uplink.addresses),
             secret,
             os.urandom,
+            ciphers=self._choice.ciphers,
+            engine=self._choice.engine,
             drain_seconds=config.drain_seconds,
             packet_limit=config.sa_packet_limit,
             outer_family=str(config.outer_family),
         )
-        probe = ProbeSender(self._bpf.btf).send
         return Keying(
-            ring, self._name, t.nodes, t.sas_up, t.encrypt_up, t.sas, t.sends, t.peers,
-            self._publish, probe, time.monotonic,
+            ring, self._name, t.nodes, t.sas_up, t.encrypt_up, t.passable, t.sas, t.sends, t.peers,
+            self._publish, send_probe, time.monotonic,
         )  # fmt: skip
 
     def _publish(self, offers: tuple[Offer, ...]) -> None:
-        node = Node(self._name, self._uplink.addresses, self._config.pod_cidrs, offers)
+        choice = self._choice
+        node = Node(
+            self._name,
+            self._uplink.addresses,
+            self._config.pod_cidrs,
+            offers,
+            choice.ciphers,
+            self._longest if choice.engine is Engine.BPF else None,
+        )
         self._tables.record.replace({self._name: node})
 
     def _ports(self) -> Datapath:

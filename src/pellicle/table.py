@@ -147,10 +147,18 @@ class Reconciler(Generic[K, R]):
     healed: int = 0
     unreadable: str | None = None
     failures: dict[K, Failure] = field(default_factory=dict)
+    is_doubted: bool = False
+    """Something was heard of the target: it is read again before anything else."""
     _stood: set[K] = field(default_factory=set)
+
+    def doubt(self) -> None:
+        """Have the target read again at once: somebody may have changed it."""
+        self.is_doubted = True
+        self.desired.ring()
 
     def refresh(self) -> None:
         """Read the target again; what differs from `applied` is drift and will be healed."""
+        self.is_doubted = False
         try:
             there = dict(self.target.read())
         except OSError as error:
@@ -243,7 +251,7 @@ async def reconcile(
         refreshed = clock()
         while True:
             changed.clear()
-            if clock() >= refreshed + refresh_seconds:
+            if reconciler.is_doubted or clock() >= refreshed + refresh_seconds:
                 reconciler.refresh()
                 refreshed = clock()
             retry = reconciler.run(clock())

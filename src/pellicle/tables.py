@@ -7,6 +7,8 @@ from pellicle.datapath.door import Door
 from pellicle.datapath.endpoints import EndpointRow
 from pellicle.datapath.ipcache import CidrRow, Peer
 from pellicle.datapath.programs import Hook, HookName
+from pellicle.datapath.xfrm_device import XfrmDevice
+from pellicle.encryption.policies import PolicyKey
 from pellicle.encryption.routes import RouteName
 from pellicle.encryption.table import EncryptKey, EncryptRow
 from pellicle.facts import (
@@ -21,8 +23,10 @@ from pellicle.facts import (
 )
 from pellicle.flows.names import Name
 from pellicle.keys.pairing import PeerKeys, Sa, SaKey
+from pellicle.keys.rows import Send
 from pellicle.table import Table
 from pellicle.wire.netlink import Route, Rule
+from pellicle.wire.xfrm import Policy
 
 
 class Tables:
@@ -38,6 +42,10 @@ class Tables:
         self.record_up: Table[NodeName, Node] = Table("own record written")
         self.door: Table[str, Door] = Table("door")
         self.door_up: Table[str, Door] = Table("door up")
+        self.doors: Table[int, int] = Table("doors")
+        self.doors_up: Table[int, int] = Table("doors up")
+        self.device: Table[str, XfrmDevice] = Table("xfrm device")
+        self.device_up: Table[str, XfrmDevice] = Table("xfrm device up")
         self.hooks: Table[HookName, Hook] = Table("programs")
         self.hooks_up: Table[HookName, Hook] = Table("programs attached")
         self.ipcache: Table[Address, Peer] = Table("ipcache")
@@ -52,7 +60,10 @@ class Tables:
         self.rules_up: Table[Rule, Rule] = Table("rules up")
         self.sas: Table[SaKey, Sa] = Table("sas")
         self.sas_up: Table[SaKey, Sa] = Table("sas up")
-        self.sends: Table[NodeName, PairId] = Table("sends")
+        self.policies: Table[PolicyKey, Policy] = Table("policies")
+        self.policies_up: Table[PolicyKey, Policy] = Table("policies up")
+        self.passable: Table[PairId, int] = Table("passable")
+        self.sends: Table[NodeName, Send] = Table("sends")
         self.encrypt: Table[EncryptKey, EncryptRow] = Table("encrypt")
         self.encrypt_up: Table[EncryptKey, EncryptRow] = Table("encrypt up")
         self.peers: Table[NodeName, PeerKeys] = Table("peers")

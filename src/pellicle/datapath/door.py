@@ -17,6 +17,7 @@ from ipaddress import ip_interface
 from pellicle.datapath.address import gateway
 from pellicle.datapath.programs import DOOR_HOST, DOOR_MAC, DOOR_NET
 from pellicle.facts import Address, Link, Node, NodeName
+from pellicle.kernel.bpf import Object
 from pellicle.kernel.netlink import Netlink
 from pellicle.kernel.netns import read_sysctl, write_sysctl
 from pellicle.kernel.offloads import ALL_TRANSMIT, is_on, switch_off
@@ -51,15 +52,23 @@ def plan_doors(links: Mapping[str, Link]) -> dict[int, int]:
     return {0: host.index if host and host.is_up else 0}
 
 
-def doors_target(bpf: Object) -> MapTarget[int, int]:
-    return MapTarget(
-        bpf.map("doors"),
-        bpf.btf.maps["doors"].key,
-        bpf.btf.struct("doors"),
-        lambda key: {"": key},
-        lambda _, host: {"host": host},
-        lambda key, row: (key[""], row["host"]),
-    )
+class DoorsTarget:
+    """The only row of the map `doors`; it is an array, so there always is one."""
+
+    def __init__(self, bpf: Object) -> None:
+        self._map, self._layout = bpf.map("doors"), bpf.btf.struct("doors")
+
+    def read(self) -> Mapping[int, int]:
+        (row,) = (row for _, row in self._map.items())
+        return {0: self._layout.unpack(row)["host"]}
+
+    def put(self, rows: Mapping[int, int]) -> Mapping[int, OSError]:
+        for host in rows.values():
+            self._map.update(bytes(4), self._layout.pack(host=host))
+        return {}
+
+    def remove(self, keys: Collection[int]) -> Mapping[int, OSError]:
+        return self.put(dict.fromkeys(keys, 0))
 
 
 class DoorTarget:

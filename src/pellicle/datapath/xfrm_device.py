@@ -14,9 +14,10 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from pellicle.datapath.programs import DOOR_XFRM
-from pellicle.facts import Link
+from pellicle.facts import Engine, Link
 from pellicle.kernel.netlink import Netlink
 from pellicle.kernel.netns import read_sysctl, write_sysctl
+from pellicle.keys.rows import Sa, SaKey
 
 IF_ID = 0x70656C6C
 """`pell`."""
@@ -32,10 +33,19 @@ class XfrmDevice:
     """Index of the device that ESP leaves by."""
 
 
-def plan(uplink: str, links: Mapping[str, Link]) -> dict[str, XfrmDevice]:
-    """One row, or none while the uplink is missing."""
+def plan(
+    uplink: str, engine: Engine, links: Mapping[str, Link], sas: Mapping[SaKey, Sa]
+) -> dict[str, XfrmDevice]:
+    """One row, or none while the uplink is missing or nothing is encrypted by the kernel."""
     device = links.get(uplink)
-    return {DOOR_XFRM: XfrmDevice(device.mtu, device.index)} if device else {}
+    if device is None or not is_kernel_used(engine, sas):
+        return {}
+    return {DOOR_XFRM: XfrmDevice(device.mtu, device.index)}
+
+
+def is_kernel_used(engine: Engine, sas: Mapping[SaKey, Sa]) -> bool:
+    """Whether this node encrypts with the kernel's IPsec, or some SA of it is left."""
+    return engine is Engine.XFRM or any(sa.engine is Engine.XFRM for sa in sas.values())
 
 
 class XfrmDeviceTarget:
@@ -53,7 +63,7 @@ class XfrmDeviceTarget:
         is_right = link.kind == "xfrm" and link.if_id == IF_ID and link.is_up
         if not is_right or read_sysctl(self._source_check) != _LOOSE:
             return {DOOR_XFRM: XfrmDevice(0, 0)}
-        return {DOOR_XFRM: XfrmDevice(link.mtu, link.lower or 0)}
+        return {DOOR_XFRM: XfrmDevice(link.mtu, link.link)}
 
     def put(self, rows: Mapping[str, XfrmDevice]) -> Mapping[str, OSError]:
         errors: dict[str, OSError] = {}
@@ -76,7 +86,7 @@ class XfrmDeviceTarget:
     def _put(self, row: XfrmDevice) -> None:
         link = self._netlink.links().get(DOOR_XFRM)
         if link is not None and (
-            link.kind != "xfrm" or link.if_id != IF_ID or link.lower != row.uplink
+            link.kind != "xfrm" or link.if_id != IF_ID or link.link != row.uplink
         ):
             self._netlink.remove_link(DOOR_XFRM)
             link = None

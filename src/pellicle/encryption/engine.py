@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from pellicle.config import Config
 from pellicle.facts import Cipher, Engine
 from pellicle.kernel import Unsupported
 from pellicle.kernel.xfrm import probe_device, probe_esp
@@ -65,8 +66,18 @@ class Choice:
 
 def look() -> Abilities:
     """Try each cipher in both families, and the device; leaves nothing."""
-    tried = {cipher: probe_esp(*algorithm) for cipher, algorithm in ALGORITHMS.items()}
+    tried = {
+        cipher: probe_esp(*algorithm, 4) or probe_esp(*algorithm, 6)
+        for cipher, algorithm in ALGORITHMS.items()
+    }
     return Abilities(probe_device(), MappingProxyType(tried))
+
+
+def choose_for(config: Config) -> Choice:
+    """What encrypts under this configuration; nothing is tried out for what is not asked for."""
+    if not config.enable_encrypt_l3 or config.engine is EngineChoice.BPF:
+        return Choice(Engine.BPF, "asked for", BPF_CIPHERS)
+    return choose(config.engine, config.cipher, look())
 
 
 def choose(engine: EngineChoice, cipher: CipherChoice, able: Abilities) -> Choice:

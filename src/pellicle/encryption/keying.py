@@ -18,8 +18,9 @@ from dataclasses import dataclass, field
 import structlog
 
 from pellicle.encryption.table import EncryptKey, EncryptRow
-from pellicle.facts import Node, NodeName, Offer, PairId
+from pellicle.facts import Engine, Node, NodeName, Offer, PairId
 from pellicle.keys.pairing import KeyPlan, Keyring, PeerKeys, ProbeKind, Sa, SaKey
+from pellicle.keys.rows import Direction, Send
 from pellicle.table import Table
 
 SETTLE_SECONDS = 0.02
@@ -29,18 +30,20 @@ log = structlog.get_logger()
 
 @dataclass(slots=True)
 class Keying:
-    """One node's keys. `publish` writes the own record, `probe` sends a dummy packet."""
+    """One node's keys. `publish` writes the own record, `probe` asks or answers on an SA."""
 
     ring: Keyring
     local: NodeName
     nodes: Table[NodeName, Node]
     standing: Table[SaKey, Sa]
     encrypt_up: Table[EncryptKey, EncryptRow]
+    passable: Table[PairId, int]
+    """The kernel's pairs whose policies stand."""
     sas: Table[SaKey, Sa]
-    sends: Table[NodeName, PairId]
+    sends: Table[NodeName, Send]
     peers: Table[NodeName, PeerKeys]
     publish: Callable[[tuple[Offer, ...]], None]
-    probe: Callable[[PairId, int, ProbeKind], None]
+    probe: Callable[[Sa, ProbeKind], None]
     clock: Callable[[], float]
     plan: KeyPlan | None = None
     _event: asyncio.Event = field(default_factory=asyncio.Event)
@@ -51,7 +54,7 @@ class Keying:
         self._event.set()
 
     def probed(self, pair: PairId, kind: ProbeKind) -> None:
-        """A dummy packet of the peer came in."""
+        """A probe of the peer came in."""
         self.ring.probe(pair, kind)
         self._event.set()
 
@@ -87,14 +90,28 @@ class Keying:
         self.sas.replace(plan.sas)
         self.sends.replace(plan.sends)
         self.peers.replace({peer.node: peer for peer in plan.peers})
-        for pair, number, kind in plan.probes:
-            try:
-                self.probe(pair, number, kind)
-            except OSError as error:
-                log.warning("probe not sent", pair=f"{pair:016x}", error=str(error))
+        if plan.probes:
+            self._send(plan)
         if before is None or before.offers != plan.offers:
             self.publish(plan.offers)
         return None if plan.wake is None else max(0.0, plan.wake - now)
+
+
+    def _send(self, plan: KeyPlan) -> None:
+        """Those that cannot be sent now are due again soon."""
+        outbound = {
+            (sa.pair, sa.number): sa
+            for sa in self.standing.rows.values()
+            if sa.direction is Direction.OUT
+        }
+        for pair, number, kind in plan.probes:
+            sa = outbound.get((pair, number))
+            if sa is None or (sa.engine is Engine.XFRM and pair not in self.passable.rows):
+                continue
+            try:
+                self.probe(sa, kind)
+            except OSError as error:
+                log.warning("probe not sent", pair=f"{pair:016x}", error=str(error))
 
 
 def _others(nodes: Mapping[NodeName, Node], local: NodeName) -> Mapping[NodeName, Node]:

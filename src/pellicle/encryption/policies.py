@@ -17,13 +17,13 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from ipaddress import ip_network
 
-from pellicle.datapath.xfrm_device import IF_ID
-from pellicle.encryption.states import is_kernel_used, mark_of, out_reqid
+from pellicle.datapath.xfrm_device import IF_ID, is_kernel_used
+from pellicle.encryption.states import mark_of, out_reqid
 from pellicle.facts import Address, Engine, Network, Node, NodeName, PairId
 from pellicle.kernel.xfrm import Xfrm
 from pellicle.keys.rows import Direction, Sa, SaKey
 from pellicle.encryption.routes import DEFAULTS
-from pellicle.wire.xfrm import Action, Mark, Policy, PolicyDirection, PolicyKey, Template
+from pellicle.wire.xfrm import Action, Mark, Policy, PolicyDirection, Template
 
 OUT_MASK = 0xFFFF3F00
 """Slot, number of the SA and 0xe00."""
@@ -31,6 +31,8 @@ PEER_PRIORITY, LAST_PRIORITY = 1000, 0x7FFFFFFF
 """The kernel takes the policy of the lowest."""
 NODE_SA = 0
 """Of a pair: what carries packets for the node itself."""
+
+PolicyKey = tuple[PolicyDirection, Network, Network, Mark | None, int]
 
 ANY = {network.version: network for network in DEFAULTS}
 

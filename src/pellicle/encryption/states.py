@@ -11,6 +11,8 @@ in the maps `sa_in` and `sa_out`; see sas.py.
 
 from __future__ import annotations
 
+import errno
+import socket
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
@@ -18,9 +20,10 @@ import structlog
 
 from pellicle.datapath.xfrm_device import IF_ID
 from pellicle.encryption.engine import ALGORITHMS
-from pellicle.facts import Engine
+from pellicle.kernel.offloads import has_esp_offload
 from pellicle.kernel.xfrm import Xfrm
-from pellicle.keys.rows import Direction, Sa, SaKey
+from pellicle.keys.rows import Direction, Sa
+from pellicle.settings import OffloadChoice
 from pellicle.wire.xfrm import (
     Mark,
     Offload,
@@ -42,11 +45,6 @@ REPLAY_WINDOW, SMALLEST_WINDOW = 1024, 32
 """What ESN asks for also of states that only send (net/xfrm/xfrm_replay.c)."""
 
 log = structlog.get_logger()
-
-
-def is_kernel_used(engine: Engine, sas: Mapping[SaKey, Sa]) -> bool:
-    """Whether this node encrypts with the kernel's IPsec, or some SA of it is left."""
-    return engine is Engine.XFRM or any(sa.engine is Engine.XFRM for sa in sas.values())
 
 
 def mark_of(sa: Sa) -> int:
@@ -95,6 +93,18 @@ class States:
     """Why a state that the uplink was to take is the kernel's own."""
     offloaded: int = 0
     """How many states the uplink has taken."""
+
+    @classmethod
+    def open(cls, uplink: str, offload: OffloadChoice) -> States | None:
+        """Those of this namespace; None on a kernel that was built without XFRM."""
+        try:
+            xfrm = Xfrm()
+        except OSError as error:
+            if error.errno != errno.EPROTONOSUPPORT:
+                raise
+            return None
+        is_able = offload is OffloadChoice.AUTO and has_esp_offload(uplink)
+        return cls(xfrm, socket.if_nametoindex(uplink) if is_able else None)
 
     def read(self) -> Mapping[StateKey, StateCounts]:
         ours = [(state, counts) for state, counts in self.xfrm.states() if state.if_id == IF_ID]
