@@ -329,9 +329,10 @@ class Agent:
     def _make_sight(self) -> Sight:
         t = self._tables
         return Sight(
-            self._config, self._uplink.name, self._longest, self._bpf, self._decoder,
-            self._programs, self._sas, self._keying, t.peers, t.nodes, t.endpoints, t.names,
-            t.links, self._all_rejected, self._reconcilers, History(), self._problems,
+            self._config, self._uplink.name, self._choice, self._longest, self._bpf,
+            self._decoder, self._programs, self._sas, self._states, self._keying, t.peers,
+            t.nodes, t.endpoints, t.names, t.links, self._all_rejected, self._reconcilers,
+            History(), self._problems,
         )  # fmt: skip
 
     def _all_rejected(self) -> tuple[Rejected, ...]:

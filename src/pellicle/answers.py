@@ -19,12 +19,15 @@ import msgspec
 from pellicle.config import Config
 from pellicle.datapath.address import from_bytes
 from pellicle.datapath.programs import PINNED_MAPS, ProgramTarget
+from pellicle.encryption.engine import Choice
 from pellicle.encryption.keying import Keying
 from pellicle.encryption.routes import inner_mtu
 from pellicle.encryption.sas import SaCount, SaTarget
-from pellicle.facts import Address, Endpoint, EndpointName, Link, Node, NodeName, Rejected
+from pellicle.encryption.states import States
+from pellicle.facts import Address, Endpoint, EndpointName, Engine, Link, Node, NodeName, Rejected
 from pellicle.flows.decode import Decoder, FlowEvent
 from pellicle.flows.history import History
+from pellicle.flows.kernel_reasons import words_of
 from pellicle.flows.names import Name
 from pellicle.flows.selection import Selection
 from pellicle.kernel.bpf import MapType, Object
@@ -44,12 +47,15 @@ class Sight:
 
     config: Config
     uplink: str
+    choice: Choice
     longest: int
     """Packet that the engine seals."""
     bpf: Object
     decoder: Decoder
     programs: ProgramTarget
     sas: SaTarget
+    states: States | None
+    """None: the kernel has no IPsec."""
     keying: Keying | None
     """None: encryption is off."""
     peers: Table[NodeName, PeerKeys]
@@ -77,8 +83,9 @@ def status(sight: Sight) -> dict[str, Any]:
         "version": VERSION,
         "healthy": state == "on",
         "encryption": state,
-        "engine": sight.config.engine,
-        "engine_why": "ESP in BPF: the engine that this version has",
+        "engine": sight.choice.engine,
+        "engine_why": sight.choice.why,
+        "ciphers": sight.choice.ciphers,
         "datapath": {
             "attach": ", ".join(sorted(sight.programs.modes)) or "nothing",
             "uplink": sight.uplink,
@@ -88,6 +95,8 @@ def status(sight: Sight) -> dict[str, Any]:
         "tables": tables,
         "drops": [row for row in counts if row["reason"].startswith("DROP_") and row["packets"]],
         "counts": counts,
+        "kernel_drops": _kernel_drops(sight),
+        "offload": _offload(sight),
         "rejected": [_rejected(row) for row in _all_rejected(sight)],
         "endpoints": sum(
             1 for row in sight.endpoints.rows.values() if row.node == sight.config.node_name
@@ -230,6 +239,8 @@ def _peers(sight: Sight) -> list[dict[str, Any]]:
                 "packets_in": sum(count.packets for count in inside),
                 "bytes_in": sum(count.octets for count in inside),
                 "confirmed": peer.confirmed,
+                "engine": peer.engine,
+                "cipher": peer.cipher,
             }
         )
     return rows
@@ -289,6 +300,28 @@ def _counts(sight: Sight) -> list[dict[str, Any]]:
     return rows
 
 
+def _kernel_drops(sight: Sight) -> list[dict[str, Any]]:
+    """What the kernel's IPsec has dropped in this namespace, ours or not."""
+    counted = sight.states.xfrm.errors() if sight.states else {}
+    return [
+        {
+            "reason": name,
+            "words": words_of(name).short,
+            "advice": words_of(name).advice,
+            "packets": packets,
+        }
+        for name, packets in counted.items()
+        if packets
+    ]
+
+
+def _offload(sight: Sight) -> dict[str, Any]:
+    """Whether the uplink encrypts, and why not."""
+    if sight.choice.engine is not Engine.XFRM or sight.states is None:
+        return {"states": 0, "why": "the BPF engine encrypts by itself"}
+    return {"states": sight.states.offloaded, "why": sight.states.software_why}
+
+
 def _events_lost(sight: Sight) -> int:
     return sum(value[0] for value in sight.bpf.map("lost_events").values_summed().values())
 
@@ -326,6 +359,8 @@ def _sa(sight: Sight, count: SaCount) -> dict[str, Any]:
         "replayed": count.replayed,
         "auth_failed": count.auth_failed,
         "first_seen": count.first_seen,
+        "engine": count.engine,
+        "cipher": count.cipher,
     }
 
 
@@ -371,10 +406,15 @@ def metrics(sight: Sight) -> str:
         ready.add_metric([name], float(peer.state is PeerState.READY))
     lost = CounterMetricFamily("pellicle_events_lost", "flow events without room")
     lost.add_metric([], _events_lost(sight))
+    kernel = CounterMetricFamily(
+        "pellicle_kernel_drops", "by the kernel's IPsec, ours or not", labels=["reason"]
+    )
+    for row in _kernel_drops(sight):
+        kernel.add_metric([row["reason"]], row["packets"])
 
     class Collector:
         def collect(self) -> Iterable[Any]:
-            return (packets, octets, desired, applied, healed, ready, lost)
+            return (packets, octets, desired, applied, healed, ready, lost, kernel)
 
     registry = CollectorRegistry()
     registry.register(Collector())

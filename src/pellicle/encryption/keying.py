@@ -96,7 +96,6 @@ class Keying:
             self.publish(plan.offers)
         return None if plan.wake is None else max(0.0, plan.wake - now)
 
-
     def _send(self, plan: KeyPlan) -> None:
         """Those that cannot be sent now are due again soon."""
         outbound = {

@@ -18,11 +18,11 @@ from collections.abc import Collection, Iterable, Mapping
 from ipaddress import ip_network
 
 from pellicle.datapath.xfrm_device import IF_ID, is_kernel_used
+from pellicle.encryption.routes import DEFAULTS
 from pellicle.encryption.states import mark_of, out_reqid
 from pellicle.facts import Address, Engine, Network, Node, NodeName, PairId
 from pellicle.kernel.xfrm import Xfrm
 from pellicle.keys.rows import Direction, Sa, SaKey
-from pellicle.encryption.routes import DEFAULTS
 from pellicle.wire.xfrm import Action, Mark, Policy, PolicyDirection, Template
 
 OUT_MASK = 0xFFFF3F00

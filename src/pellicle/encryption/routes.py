@@ -9,7 +9,9 @@
 
 Routes lead to the door of this node's engine: pellicle_xfrm or pellicle_host. With the bpf engine
 they lead to pellicle_xfrm still, for peers that are sent to on an old pair of the kernel's: that
-door hands over what is the other's, but not the other way round. The MTU is what the engine leaves of the uplink's: the stack then fragments, or answers with
+door hands over what is the other's, but not the other way round.
+
+The MTU is what the engine leaves of the uplink's: the stack then fragments, or answers with
 ICMP, as it would for any narrow link.
 """
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The security associations: maps `sa_in` and `sa_out`, and for the xfrm engine the kernel's states.
+"""The security associations: maps `sa_in` and `sa_out`, and of the xfrm engine XFRM states.
 
 A row is written once and then belongs to the datapath, which counts in it. It is never
 written again: the same key would start over at sequence number one. The row of an SA of the
@@ -196,10 +196,9 @@ class Words:
     def of(cls, btf: Btf) -> Words:
         engines = {n: Engine(_word(name, "ENGINE_")) for name, n in btf.enum("engine").items()}
         ciphers = {n: Cipher(_word(name, "CIPHER_")) for name, n in btf.enum("cipher").items()}
-        of_engines = {engine: number for number, engine in engines.items()}
-        return cls(
-            engines, ciphers, {**of_engines, **{cipher: n for n, cipher in ciphers.items()}}
-        )
+        numbers: dict[Engine | Cipher, int] = {cipher: n for n, cipher in ciphers.items()}
+        numbers |= {engine: n for n, engine in engines.items()}
+        return cls(engines, ciphers, numbers)
 
     def both(self, sa: Sa) -> Fields:
         """What rows of both directions have."""

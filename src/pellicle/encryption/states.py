@@ -23,7 +23,7 @@ from pellicle.encryption.engine import ALGORITHMS
 from pellicle.kernel.offloads import has_esp_offload
 from pellicle.kernel.xfrm import Xfrm
 from pellicle.keys.rows import Direction, Sa
-from pellicle.settings import OffloadChoice
+from pellicle.settings import IpsecOffload
 from pellicle.wire.xfrm import (
     Mark,
     Offload,
@@ -95,7 +95,7 @@ class States:
     """How many states the uplink has taken."""
 
     @classmethod
-    def open(cls, uplink: str, offload: OffloadChoice) -> States | None:
+    def open(cls, uplink: str, offload: IpsecOffload) -> States | None:
         """Those of this namespace; None on a kernel that was built without XFRM."""
         try:
             xfrm = Xfrm()
@@ -103,7 +103,7 @@ class States:
             if error.errno != errno.EPROTONOSUPPORT:
                 raise
             return None
-        is_able = offload is OffloadChoice.AUTO and has_esp_offload(uplink)
+        is_able = offload is IpsecOffload.AUTO and has_esp_offload(uplink)
         return cls(xfrm, socket.if_nametoindex(uplink) if is_able else None)
 
     def read(self) -> Mapping[StateKey, StateCounts]:

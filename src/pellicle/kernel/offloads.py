@@ -102,9 +102,9 @@ def _feature_names(door: socket.socket, device: str) -> list[str]:
 
 def _ethtool(door: socket.socket, device: str, command: int, value: int) -> int:
     """struct ethtool_value {command, data} behind the pointer of a struct ifreq."""
-    answer: int = struct.unpack(
-        "=II", _exchange(door, device, struct.pack("=II", command, value))
-    )[1]
+    answer: int = struct.unpack("=II", _exchange(door, device, struct.pack("=II", command, value)))[
+        1
+    ]
     return answer
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What agents ask each other, inside the tunnel: an IP packet that carries nothing for anybody else.
+"""What agents ask each other, inside the tunnel: an IP packet with nothing for anybody else.
 
     IPv4 or IPv6 header, protocol 59 (no next header, RFC 8200 §4.7), node address to node address
 
@@ -42,9 +42,7 @@ def pack_probe(
     """The whole IP packet; both addresses are of one family."""
     payload = _PAYLOAD.pack(pair, number, kind)
     if source.version == 6:
-        head = _IPV6.pack(
-            6 << 28, len(payload), _PROTOCOL, _TTL, source.packed, destination.packed
-        )
+        head = _IPV6.pack(6 << 28, len(payload), _PROTOCOL, _TTL, source.packed, destination.packed)
         return head + payload
     fields = [
         0x45, 0, _IPV4.size + len(payload), 0, _DONT_FRAGMENT, _TTL, _PROTOCOL, 0,
@@ -56,6 +54,6 @@ def pack_probe(
 
 def _checksum(header: bytes) -> int:
     """RFC 1071."""
-    total = sum(struct.unpack(f"!{len(header) // 2}H", header))
+    total: int = sum(struct.unpack(f"!{len(header) // 2}H", header))
     total = (total & 0xFFFF) + (total >> 16)
     return ~(total + (total >> 16)) & 0xFFFF

@@ -36,7 +36,6 @@ from pellicle.wire.nlmsg import (
     attribute,
     attributes,
     read_u32,
-    u8,
 )
 from pellicle.wire.xfrm_frame import AF_INET, AF_INET6, FAMILY, IPPROTO_ESP, Mark
 
@@ -180,8 +179,8 @@ def remove_state(key: StateKey) -> Request:
 
 
 def dump_states() -> Request:
-    """Lists the states of ESP."""
-    return Request(XFRM_MSG_GETSA, DUMP, u8(_XFRMA_PROTO, IPPROTO_ESP))
+    """Lists all states."""
+    return Request(XFRM_MSG_GETSA, DUMP, b"")
 
 
 def read_state(reply: Reply) -> tuple[State, StateCounts] | None:
