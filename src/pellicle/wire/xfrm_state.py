@@ -158,7 +158,7 @@ def put_state(state: State) -> Request:
     if has_long_window:
         words = (state.replay_window + 31) // 32
         replay = _REPLAY_ESN.pack(words, 0, 0, 0, 0, state.replay_window)
-        parts.append(attribute(_XFRMA_REPLAY_ESN_VAL, replay + bytes(4 * words)))
+        parts.append(attribute(_XFRMA_REPLAY_ESN_VAL, replay))
     if state.offload is not None:
         offload = _OFFLOAD.pack(state.offload.device, state.offload.flags)
         parts.append(attribute(_XFRMA_OFFLOAD_DEV, offload))
