@@ -180,7 +180,7 @@ def test_states_are_added_and_never_replaced() -> None:
 
 
 def test_dumps_ask_for_esp_and_for_all_policies() -> None:
-    assert xfrm.dump_states().body == bytes.fromhex("05001a00 32000000")
+    assert xfrm.dump_states().body == bytes.fromhex("05001900 32000000")
     for dump in (xfrm.dump_states(), xfrm.dump_policies()):
         assert dump.flags & nlmsg.DUMP == nlmsg.DUMP
 
