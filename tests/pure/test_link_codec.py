@@ -32,6 +32,18 @@ def test_a_veth_pair_is_told_with_its_peer_inside() -> None:
     assert request.flags & (nlmsg.CREATE | nlmsg.EXCLUSIVE) == nlmsg.CREATE | nlmsg.EXCLUSIVE
 
 
+def test_an_xfrm_interface_is_told_and_read_with_what_is_below() -> None:
+    request = link.add_xfrm("pellicle_xfrm", 0x70656C6C, 3)
+    name = "1200 0300 70656c6c69636c655f7866726d00 0000"
+    data = "1400 0280  0800 0100 03000000  0800 0200 6c6c6570"
+    info = "2400 1280  0900 0100 7866726d00 000000" + data
+    assert request.body == head(0) + bytes.fromhex(name + info)
+    assert request.flags & nlmsg.EXCLUSIVE
+    found = link.read_link(Reply(link.RTM_NEWLINK, 0, 1, request.body))
+    assert (found.name, found.kind) == ("pellicle_xfrm", "xfrm")
+    assert (found.if_id, found.link, found.peer) == (0x70656C6C, 3, 0)
+
+
 CHANGES = [
     ({"is_up": True}, head(4, UP, UP), ""),
     ({"is_up": False}, head(4, 0, UP), ""),

@@ -12,8 +12,9 @@ Policies are replaced in one step: there is no moment without.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Self
@@ -124,15 +125,12 @@ class XfrmChanges(Held):
         return self
 
     async def __anext__(self) -> None:
-        try:
+        with _losing_some():
             await asyncio.get_running_loop().sock_recv(self._socket, _RECEIVE_BYTES)
+        with contextlib.suppress(BlockingIOError):
             while True:
-                self._socket.recv(_RECEIVE_BYTES)
-        except BlockingIOError:
-            return
-        except OSError as error:
-            if error.errno != errno.ENOBUFS:  # events were lost, which is one, too
-                raise
+                with _losing_some():
+                    self._socket.recv(_RECEIVE_BYTES)
 
 
 def probe_esp(algorithm: str, key_bits: int, version: int = 4) -> OSError | None:
@@ -164,6 +162,16 @@ def probe_device() -> OSError | None:
             there.add_xfrm("probe", _PROBE, there.link("lo").index)
 
     return _probe(probe)
+
+
+@contextlib.contextmanager
+def _losing_some() -> Iterator[None]:
+    """That events were lost is an event, too."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.ENOBUFS:
+            raise
 
 
 def _probe(act: Callable[[], OSError | None]) -> OSError | None:

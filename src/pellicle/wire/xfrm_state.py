@@ -52,7 +52,7 @@ _ICV_BITS = 128
 _LEGACY_WINDOW = 32
 
 _XFRMA_REPLAY_VAL, _XFRMA_ALG_AEAD, _XFRMA_REPLAY_ESN_VAL = 10, 18, 23
-_XFRMA_PROTO, _XFRMA_OFFLOAD_DEV = 26, 28
+_XFRMA_PROTO, _XFRMA_OFFLOAD_DEV = 25, 28
 _BEYOND = frozenset({4, 14, 22, 24, 29})
 """Encapsulation in UDP, care-of address, padding against traffic analysis, extra flags, a mark to
 set: what a State cannot say, and the kernel tells only when somebody asked for it."""
@@ -157,7 +157,7 @@ def put_state(state: State) -> Request:
     if has_long_window:
         words = (state.replay_window + 31) // 32
         replay = _REPLAY_ESN.pack(words, 0, 0, 0, 0, state.replay_window)
-        parts.append(attribute(_XFRMA_REPLAY_ESN_VAL, replay + bytes(4 * words)))
+        parts.append(attribute(_XFRMA_REPLAY_ESN_VAL, replay))
     if state.offload is not None:
         offload = _OFFLOAD.pack(state.offload.device, state.offload.flags)
         parts.append(attribute(_XFRMA_OFFLOAD_DEV, offload))
