@@ -24,6 +24,7 @@ from pellicle.kernel import netns
 from pellicle.kernel.bpf import Object, attach_tc, detach_tc, ensure_bpffs
 from tests.bpf import packets
 from tests.bpf.node import Node
+from tests.bpf.tunnel import ANSWER, ASK
 from tests.bpf.wire import MTU, PAIR, PINS, Side, Wire, connect, mac
 
 SECONDS = 10
@@ -141,15 +142,18 @@ def _read_all(server: socket.socket, digest: list[bytes]) -> None:
     digest.append(whole.digest())
 
 
-@pytest.mark.parametrize("kind", [1, 2], ids=["ask", "answer"])
-def test_probes_of_the_agent_cross_the_wire(wire: Wire, kind: int) -> None:
-    """They come in no IP family; the ESP around them must leave in the right one."""
-    with wire.one.on("pellicle_host") as door:
+@versions
+@pytest.mark.parametrize("kind", [ASK, ANSWER], ids=["ask", "answer"])
+def test_probes_of_the_agent_cross_the_wire(wire: Wire, version: int, kind: int) -> None:
+    own, there = wire.one.own(version), wire.two.own(version)
+    family = socket.AF_INET6 if version == 6 else socket.AF_INET
+    with netns.socket_in(wire.one.namespace, family, socket.SOCK_RAW, packets.PROBE) as agent:
+        agent.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, 0xE00)
+        agent.bind((own, 0))
         for number in range(4):
             wire.two.node.seen_events()
             counted(wire.one.node)
-            probe = struct.pack("<QII", PAIR, number, kind)
-            door.send(packets.ethernet(packets.ETH_PROBE, probe))
+            agent.sendto(struct.pack(">QII", PAIR, number, kind), (there, 0))
             told: list[tuple[int, int, int]] = []
 
             def arrived(told: list[tuple[int, int, int]] = told) -> bool:
@@ -169,7 +173,7 @@ def test_probes_of_the_agent_cross_the_wire(wire: Wire, kind: int) -> None:
 @versions
 def test_a_pod_reaches_the_other_node_itself(wire: Wire, version: int) -> None:
     """Opened, then up the node's own stack; its answer has no way in the clear."""
-    target = f"2001:db8::{wire.two.i}" if version == 6 else f"192.0.2.{wire.two.i}"
+    target = wire.two.own(version)
     family = socket.AF_INET6 if version == 6 else socket.AF_INET
     with netns.socket_in(wire.two.namespace, family, socket.SOCK_DGRAM) as receiver:
         receiver.settimeout(SECONDS)

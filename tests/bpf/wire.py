@@ -81,6 +81,10 @@ class Side:
     def address(self, version: int) -> str:
         return f"fd00:244:{self.i}::2" if version == 6 else f"10.244.{self.i}.2"
 
+    def own(self, version: int) -> str:
+        """The node's own."""
+        return f"2001:db8::{self.i}" if version == 6 else f"192.0.2.{self.i}"
+
     def socket(self, version: int, kind: int) -> socket.socket:
         """In the pod, bound to its address."""
         family = socket.AF_INET6 if version == 6 else socket.AF_INET
