@@ -134,24 +134,23 @@ int door(struct __sk_buff *skb)
 
 /* --- the kernel's IPsec ----------------------------------------------------------------------- */
 
-/* To pellicle_host, whose neighbours need no resolving: any address there is as good as another. */
-static __always_inline int door_hand_over(struct __sk_buff *skb, const struct packet *p)
+/* The ifindex of pellicle_host, for which the packet gets an Ethernet header: this device has none,
+ * and bpf_redirect_neigh would drop it.  The addresses are nobody's: door takes every frame.  0: there
+ * is no such device.
+ */
+static __always_inline __u32 door_hand_over(struct __sk_buff *skb, const struct packet *p)
 {
-	struct bpf_redir_neigh next = {};
+	struct ethhdr eth = { .h_proto = p->ethertype };
 	struct doors *there;
 	__u32 zero = 0;
 
 	there = bpf_map_lookup_elem(&doors, &zero);
 	if (!there || !there->host)
-		return TC_ACT_SHOT;
-	if (p->ethertype == swap16(ETH_P_IP)) {
-		next.nh_family = AF_INET;
-		next.ipv4_nh = p->destination.words[3];
-	} else {
-		next.nh_family = AF_INET6;
-		__builtin_memcpy(next.ipv6_nh, &p->destination, sizeof(next.ipv6_nh));
-	}
-	return bpf_redirect_neigh(there->host, &next, sizeof(next), 0);
+		return 0;
+	if (bpf_skb_change_head(skb, ETH_HLEN, 0) ||
+	    bpf_skb_store_bytes(skb, 0, &eth, sizeof(eth), 0))
+		return 0;
+	return there->host;
 }
 
 /* Whatever the kernel then refuses it counts by itself: /proc/net/xfrm_stat. */
@@ -161,6 +160,7 @@ int door_xfrm(struct __sk_buff *skb)
 	struct scratch *s = scratch_begin();
 	struct packet *p;
 	struct sa_out *sa;
+	__u32 host;
 	int reason;
 
 	if (!s)
@@ -175,8 +175,13 @@ int door_xfrm(struct __sk_buff *skb)
 	reason = DROP_NO_KEY;
 	if (!sa)
 		goto out;
-	if (sa->engine == ENGINE_BPF)
-		return door_hand_over(skb, p);
+	if (sa->engine == ENGINE_BPF) {
+		host = door_hand_over(skb, p);
+		if (host)
+			return bpf_redirect(host, 0); /* door judges it, and counts */
+		reason = DROP_WRONG_DOOR;
+		goto out;
+	}
 	skb->mark = sa->mark | (p->tos & MARK_ECN);
 	reason = door_done(s);
 out:

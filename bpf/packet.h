@@ -312,6 +312,7 @@ static __always_inline struct scratch *scratch_begin(void)
 		s->spi = 0;
 		s->epoch = 0;
 		s->engine = 0;
+		s->number = 0;
 	}
 	return s;
 }

@@ -78,7 +78,7 @@ enum reason {
 	DROP_CLEAR_TO_CLUSTER,	/* the last door: cleartext about to leave for a cluster address */
 	DROP_CONGESTED_ECN,	/* RFC 6040 §4.2: outer CE on an inner packet that is not ECN-capable */
 	DROP_POD_ESP,		/* a pod speaking ESP of its own to a node of the cluster */
-	DROP_WRONG_DOOR,	/* for the kernel's IPsec, but not at its device: a route is on its way */
+	DROP_WRONG_DOOR,	/* one engine's, at the other's device: a route is on its way */
 	REASON_COUNT,
 };
 

@@ -111,11 +111,14 @@ static __always_inline __u64 packet_bytes(struct __sk_buff *skb, const struct pa
 	__u32 segments = skb->gso_segs, headers = p->payload - p->start;
 	__u8 offset;
 
+	if (!p->len)
+		return skb->len;
 	if (segments <= 1)
-		return p->len ? p->len : skb->len;
+		return p->len;
 	if (p->protocol == IPPROTO_UDP)
 		headers += 8;
-	else if (!bpf_skb_load_bytes(skb, p->payload + 12, &offset, sizeof(offset)))
+	else if (p->protocol == IPPROTO_TCP &&
+		 !bpf_skb_load_bytes(skb, p->payload + 12, &offset, sizeof(offset)))
 		headers += (offset >> 4) * 4;
 	return p->len + (segments - 1) * headers;
 }

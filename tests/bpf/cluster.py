@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tests.bpf.esp import Keys
-from tests.bpf.node import Node
+from tests.bpf.node import BPF, XFRM, Node
 
 LOCAL, NODE = 1, 2  # enum peer_flags
 SAS = 4
@@ -49,6 +49,20 @@ class Peer:
     def identity(self) -> int:
         return 1000 + self.number
 
+    @property
+    def slot(self) -> int:
+        """That names the pair in marks: one with all its bits in use, and the first."""
+        return 0xFFFF if self.number == 2 else 1
+
+    def mark_out(self, number: int) -> int:
+        """Of packets that this SA of the kernel's encrypts."""
+        return self.slot << 16 | number << 12 | 0xE00
+
+    @property
+    def mark_in(self) -> int:
+        """Of ESP that an SA of the kernel's decrypts."""
+        return self.slot << 16 | 0xD00
+
     def keys_out(self, number: int) -> Keys:
         return Keys.made_of(self.number * 100 + number)
 
@@ -82,22 +96,26 @@ def furnish(node: Node) -> None:
             node.put_peer(address, node=peer.address, identity=peer.identity)
 
 
-def put_outbound(node: Node, peer: Peer, **facts: int) -> None:
+def put_outbound(node: Node, peer: Peer, *, engine: int = BPF, **facts: int) -> None:
     """Fresh SAs to a peer, and the row that says to use them."""
-    node.put_encrypt(peer.address, peer.pair)
+    node.put_encrypt(peer.address, peer.pair, engine)
     for number in range(SAS):
+        if engine == XFRM:
+            facts["mark"] = peer.mark_out(number)
         node.put_sa_out(
             peer.keys_out(number), pair=peer.pair, number=number,
-            source=peer.own, destination=peer.address, node=peer.address, **facts,
+            source=peer.own, destination=peer.address, node=peer.address, engine=engine, **facts,
         )  # fmt: skip
 
 
-def put_inbound(node: Node, peer: Peer, **facts: object) -> None:
+def put_inbound(node: Node, peer: Peer, *, engine: int = BPF, **facts: object) -> None:
     """Fresh SAs from a peer."""
+    if engine == XFRM:
+        facts["mark"] = peer.mark_in
     for number in range(SAS):
         node.put_sa_in(
             peer.keys_in(number), pair=peer.pair, number=number,
-            source=peer.address, destination=peer.own, node=peer.address, **facts,
+            source=peer.address, destination=peer.own, node=peer.address, engine=engine, **facts,
         )  # fmt: skip
 
 

@@ -126,8 +126,12 @@ class Node:
     def put_endpoint(self, address: str, *, ifindex: int = LOOPBACK, **row: Any) -> None:
         self.put("endpoints", {"bytes": addr(address)}, {"ifindex": ifindex, **row})
 
-    def put_encrypt(self, node: str, pair: int) -> None:
-        self.put("encrypt", {"node": addr(node)}, {"pair": pair, "engine": BPF})
+    def put_door(self, ifindex: int) -> None:
+        """The device that door_xfrm hands packets over to; 0: there is none."""
+        self.object.map("doors").update(struct.pack("<I", 0), struct.pack("<I", ifindex))
+
+    def put_encrypt(self, node: str, pair: int, engine: int = BPF) -> None:
+        self.put("encrypt", {"node": addr(node)}, {"pair": pair, "engine": engine})
 
     def put_sa_out(
         self, keys: Keys, *, pair: int, number: int, source: str, destination: str, node: str,
@@ -159,14 +163,18 @@ class Node:
         """One packet through one program."""
         ctx = SkbContext(**context)
         done = self.object.program(program).test_run(frame, ctx=ctx.pack())
+        mark = SkbContext.unpack(done.ctx).mark
+        return Seen(done.retval, done.data, mark, *self.counted())
+
+    def counted(self) -> tuple[tuple[str, ...], int]:
+        """Since the last packet: a reason for each packet counted, and all their bytes."""
         before, self._counted = self._counted, self._counts()
         reasons, size = [], 0
         for number, (packets, total) in self._counted.items():
             packets_before, total_before = before[number]
             reasons += [self.reason_names[number]] * (packets - packets_before)
             size += total - total_before
-        mark = SkbContext.unpack(done.ctx).mark
-        return Seen(done.retval, done.data, mark, tuple(reasons), size)
+        return tuple(reasons), size
 
     def forget(self) -> None:
         """What was counted or reported until now belongs to nobody's packet."""

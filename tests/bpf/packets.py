@@ -6,8 +6,8 @@ from __future__ import annotations
 import struct
 from ipaddress import ip_address
 
-ETH_IPV4, ETH_IPV6, ETH_ARP, ETH_PROBE = 0x0800, 0x86DD, 0x0806, 0x88B5
-ICMP, TCP, UDP, ESP, ICMPV6, TEST = 1, 6, 17, 50, 58, 253
+ETH_IPV4, ETH_IPV6, ETH_ARP = 0x0800, 0x86DD, 0x0806
+ICMP, TCP, UDP, ESP, ICMPV6, PROBE, TEST = 1, 6, 17, 50, 58, 59, 253
 DONT_FRAGMENT, MORE_FRAGMENTS = 0x4000, 0x2000
 MAC = bytes(6)
 
@@ -66,8 +66,10 @@ def udp(source: int, destination: int, payload: bytes = b"") -> bytes:
     return struct.pack(">HHHH", source, destination, 8 + len(payload), 0) + payload
 
 
-def tcp(source: int, destination: int, payload: bytes = b"") -> bytes:
-    return struct.pack(">HHIIBBHHH", source, destination, 1, 2, 0x50, 0x10, 64, 0, 0) + payload
+def tcp(source: int, destination: int, payload: bytes = b"", *, words: int = 5) -> bytes:
+    """`words`: of the header, which may reach into the payload."""
+    head = source, destination, 1, 2, words << 4, 0x10, 64, 0, 0
+    return struct.pack(">HHIIBBHHH", *head) + payload
 
 
 def icmp(kind: int, code: int, rest: bytes = b"\0\0\0\0", payload: bytes = b"") -> bytes:

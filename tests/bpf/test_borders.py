@@ -100,15 +100,25 @@ COMING = {
     "a pod elsewhere, for the node": (frame(ip(OVER4.pod4, SELF4)), INTRUDER),
     "a pod of a node without keys": (frame(ip(KEYLESS.pod4, POD4)), INTRUDER),
     "a cluster address nobody has": (frame(ip("10.244.77.7", POD4)), INTRUDER),
-    "the same, IPv6": (frame(ip("fd00:244:77::7", POD6)), INTRUDER),
+    "a cluster address nobody has, IPv6": (frame(ip("fd00:244:77::7", POD6)), INTRUDER),
     "a pod here": (frame(ip(POD4, POD4)), INTRUDER),
     "a fragment of a pod's": (frame(ip(OVER4.pod4, POD4, bytes(16), fragment=9)), INTRUDER),
     "a pod on a VLAN": (tagged(ip(OVER4.pod4, POD4), 0x8100), INTRUDER),
     "a pod's ESP": (esp(OVER4.pod4, POD4), INTRUDER),
     "a pod's ESP, passing": (esp(OVER4.pod4, "10.1.1.1"), INTRUDER),
     "ESP for us with no SA": (esp(OVER6.address, SELF6), "DROP_UNKNOWN_SPI"),
-    "ESP for us from the world": (esp(WORLD4, SELF4), "DROP_UNKNOWN_SPI"),
-    "ESP for us from a pod": (esp(OVER4.pod4, SELF4), "DROP_UNKNOWN_SPI"),
+    "ESP for us from a node in a CIDR": (esp(NODE_INSIDE, SELF4), "DROP_UNKNOWN_SPI"),
+    "ESP for us as from us": (esp(SELF4, SELF4), "DROP_UNKNOWN_SPI"),
+    "a fragment of such": (
+        frame(ip(OVER4.address, SELF4, bytes(40), protocol=ESP, fragment=9)), "DROP_ESP_FRAGMENT"),
+    "somebody else's ESP for us from the world": (esp(WORLD4, SELF4), PASSES),
+    "the same, IPv6": (esp(WORLD6, SELF6), PASSES),
+    "a fragment of it": (
+        frame(ip(WORLD4, SELF4, bytes(40), protocol=ESP, fragment=9)), PASSES),
+    "ESP for us, too short for an SPI, from the world": (
+        frame(ip(WORLD4, SELF4, bytes(3), protocol=ESP)), PASSES),
+    "ESP for us from a pod": (esp(OVER4.pod4, SELF4), INTRUDER),
+    "ESP for us from a cluster address nobody has": (esp("10.244.77.7", SELF4), INTRUDER),
     "ESP, passing": (esp(OVER4.address, "192.0.2.99"), PASSES),
     "a node": (frame(ip(OVER4.address, SELF4)), PASSES),
     "a node, for a pod": (frame(ip(OVER4.address, POD4)), INTRUDER),
@@ -125,7 +135,7 @@ COMING = {
     "LLDP": (packets.ethernet(0x88CC, bytes(40)), PASSES),
     "longer than it is": (frame(ip(WORLD4, SELF4, bytes(9))[:-1]), "DROP_MALFORMED"),
     "a mapped address": (frame(ip(f"::ffff:{OVER4.pod4}", POD6)), "DROP_MALFORMED"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(

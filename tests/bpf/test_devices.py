@@ -12,8 +12,7 @@ import os
 import socket
 import struct
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -23,10 +22,21 @@ from build_bpf import ROOT, compile_bpf
 from pellicle.kernel import netns
 from pellicle.kernel.bpf import Object, attach_tc, detach_tc, ensure_bpffs
 from tests.bpf import packets
-from tests.bpf.node import Node
-from tests.bpf.wire import MTU, PAIR, PINS, Side, Wire, connect, mac
-
-SECONDS = 10
+from tests.bpf.tunnel import ANSWER, ASK
+from tests.bpf.wire import (
+    MTU,
+    PAIR,
+    PINS,
+    SECONDS,
+    Side,
+    Wire,
+    connect,
+    counted,
+    mac,
+    stream,
+    versions,
+    wait_for,
+)  # fmt: skip
 
 
 @pytest.fixture(
@@ -42,27 +52,6 @@ def wire(
     with ExitStack() as stack:
         stack.callback(PINS.rmdir)
         yield connect(stack, outer, mode, tmp_path_factory.mktemp("bpf"))
-
-
-def counted(node: Node) -> dict[str, int]:
-    """Packets by reason, since the last call."""
-    before, now = node._counted, node._counts()
-    node._counted = now
-    return {
-        node.reason_names[number]: packets - before[number][0]
-        for number, (packets, _) in now.items()
-        if packets > before[number][0]
-    }
-
-
-def wait_for(what: str, condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + SECONDS
-    while not condition():
-        assert time.monotonic() < end, f"no {what} within {SECONDS} s"
-        time.sleep(0.02)
-
-
-versions = pytest.mark.parametrize("version", [4, 6], ids=lambda v: f"IPv{v}")
 
 
 @versions
@@ -98,20 +87,13 @@ def test_a_stream_arrives_whole_and_the_wire_bears_only_esp(wire: Wire, version:
     payload = os.urandom(4_000_000)
     seen: set[tuple[int, int]] = set()
     is_over = threading.Event()
-    with wire.one.on("up0") as sniffer, wire.two.socket(version, socket.SOCK_STREAM) as server:
+    with wire.one.on("up0") as sniffer:
         watch = threading.Thread(target=_watch, args=(sniffer, is_over, seen))
         watch.start()
-        server.listen()
-        digest: list[bytes] = []
-        reader = threading.Thread(target=_read_all, args=(server, digest))
-        reader.start()
-        with wire.one.socket(version, socket.SOCK_STREAM) as client:
-            client.connect(server.getsockname())
-            client.sendall(payload)
-        reader.join(SECONDS)
+        arrived = stream(wire.one, wire.two, version, payload)
         is_over.set()
         watch.join(SECONDS)
-    assert digest == [hashlib.sha256(payload).digest()]
+    assert arrived == hashlib.sha256(payload).digest()
     esp = {(packets.ETH_IPV4, packets.ESP), (packets.ETH_IPV6, packets.ESP)}
     assert seen & esp
     assert seen <= esp | {(packets.ETH_ARP, 0), (packets.ETH_IPV6, packets.ICMPV6)}
@@ -131,25 +113,18 @@ def _watch(sniffer: socket.socket, is_over: threading.Event, seen: set[tuple[int
         seen.add((ethertype, protocol))
 
 
-def _read_all(server: socket.socket, digest: list[bytes]) -> None:
-    connection, _ = server.accept()
-    whole = hashlib.sha256()
-    with connection:
-        connection.settimeout(SECONDS)
-        while data := connection.recv(1 << 16):
-            whole.update(data)
-    digest.append(whole.digest())
-
-
-@pytest.mark.parametrize("kind", [1, 2], ids=["ask", "answer"])
-def test_probes_of_the_agent_cross_the_wire(wire: Wire, kind: int) -> None:
-    """They come in no IP family; the ESP around them must leave in the right one."""
-    with wire.one.on("pellicle_host") as door:
+@versions
+@pytest.mark.parametrize("kind", [ASK, ANSWER], ids=["ask", "answer"])
+def test_probes_of_the_agent_cross_the_wire(wire: Wire, version: int, kind: int) -> None:
+    own, there = wire.one.own(version), wire.two.own(version)
+    family = socket.AF_INET6 if version == 6 else socket.AF_INET
+    with netns.socket_in(wire.one.namespace, family, socket.SOCK_RAW, packets.PROBE) as agent:
+        agent.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, 0xE00)
+        agent.bind((own, 0))
         for number in range(4):
             wire.two.node.seen_events()
             counted(wire.one.node)
-            probe = struct.pack("<QII", PAIR, number, kind)
-            door.send(packets.ethernet(packets.ETH_PROBE, probe))
+            agent.sendto(struct.pack(">QII", PAIR, number, kind), (there, 0))
             told: list[tuple[int, int, int]] = []
 
             def arrived(told: list[tuple[int, int, int]] = told) -> bool:
@@ -169,7 +144,7 @@ def test_probes_of_the_agent_cross_the_wire(wire: Wire, kind: int) -> None:
 @versions
 def test_a_pod_reaches_the_other_node_itself(wire: Wire, version: int) -> None:
     """Opened, then up the node's own stack; its answer has no way in the clear."""
-    target = f"2001:db8::{wire.two.i}" if version == 6 else f"192.0.2.{wire.two.i}"
+    target = wire.two.own(version)
     family = socket.AF_INET6 if version == 6 else socket.AF_INET
     with netns.socket_in(wire.two.namespace, family, socket.SOCK_DGRAM) as receiver:
         receiver.settimeout(SECONDS)

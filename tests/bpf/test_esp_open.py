@@ -36,6 +36,8 @@ from tests.bpf.cluster import (
 )  # fmt: skip
 from tests.bpf.node import OK, SHOT, Node, loaded_node
 from tests.bpf.tunnel import (
+    ANSWER,
+    ASK,
     HEAD,
     NEXT,
     assert_delivered,
@@ -43,6 +45,7 @@ from tests.bpf.tunnel import (
     families,
     outers,
     outside,
+    probe,
     sealed,
     state,
 )
@@ -292,7 +295,7 @@ def test_esp_on_a_vlan_is_another_devices(node: Node, outer: int) -> None:
     assert (seen.action, seen.reasons, seen.frame) == (OK, (), frame)
 
 
-# --- dummies and confirmation --------------------------------------------------------------------
+# --- confirmation, dummies, probes ----------------------------------------------------------------
 
 
 @outers
@@ -309,23 +312,73 @@ def test_the_first_authentic_packet_confirms_an_sa_once(node: Node, outer: int) 
     assert sa_in(node, peer)["first_seen"] > 0
 
 
+def told(node: Node) -> list[tuple[str, int, int, int]]:
+    """What the agent hears of SAs."""
+    return [
+        (each["kind"], each["pair"], each["number"], each["probe"])
+        for each in node.seen_events()
+        if each["kind"] != "EVENT_FLOW"
+    ]
+
+
 @outers
-@pytest.mark.parametrize(
-    ("payload", "kind"),
-    [(b"\0\0\0\1", 1), (b"\0\0\0\2" + bytes(90), 2), (b"", 0), (b"\0\0\1", 0)],
-    ids=["ask", "answer, longer", "nothing", "too short to say"],
-)
-def test_a_dummy_is_told_and_ends_here(node: Node, outer: int, payload: bytes, kind: int) -> None:
+@pytest.mark.parametrize("payload", [b"", b"\0\0\0\1", bytes(90)], ids=["empty", "four", "ninety"])
+def test_a_dummy_says_nothing_but_that_its_keys_are_right(
+    node: Node, outer: int, payload: bytes
+) -> None:
     peer = PEERS[outer]
     body = esp.seal(peer.keys_in(3), 9, payload, esp.DUMMY)
     seen = node.run("from_net", outside(peer, body))
-    assert (seen.action, seen.reason) == (SHOT, "PROBE_RECEIVED")
-    told = [(e["kind"], e["pair"], e["number"], e["probe"]) for e in node.seen_events()[:2]]
-    assert told == [
+    assert (seen.action, seen.reason) == (SHOT, "ESP_DUMMY_RECEIVED")
+    assert told(node) == [("EVENT_SA_CONFIRMED", peer.pair, 3, 0)]
+    row = sa_in(node, peer, 3)
+    assert (row["packets"], row["bytes"], row["top"]) == (1, 0, 9)
+    assert node.run("from_net", outside(peer, body)).reason == "DROP_REPLAYED"
+
+
+@outers
+@pytest.mark.parametrize("kind", [ASK, ANSWER])
+@pytest.mark.parametrize("extra", [0, 80], ids=["exact", "longer"])
+def test_a_probe_is_told_and_ends_here(node: Node, outer: int, kind: int, extra: int) -> None:
+    """Of which SA it speaks is said by the keys, not by itself."""
+    peer = PEERS[outer]
+    words = struct.pack(">QII", 99, 77, kind) + bytes(extra)
+    packet = packets.ip(peer.address, peer.own, words, protocol=packets.PROBE)
+    frame = outside(peer, esp.seal(peer.keys_in(3), 9, packet, NEXT[outer]))
+    seen = node.run("from_net", frame)
+    assert (seen.action, seen.reason, seen.size) == (SHOT, "PROBE_RECEIVED", len(packet))
+    assert told(node) == [
         ("EVENT_SA_CONFIRMED", peer.pair, 3, 0), ("EVENT_PROBE", peer.pair, 3, kind),
     ]  # fmt: skip
     row = sa_in(node, peer, 3)
-    assert (row["packets"], row["bytes"], row["top"]) == (1, 0, 9)
-    again = node.run("from_net", outside(peer, body))
-    assert again.reason == "DROP_REPLAYED"
-    assert "EVENT_PROBE" not in [each["kind"] for each in node.seen_events()]
+    assert (row["packets"], row["bytes"], row["top"]) == (1, len(packet), 9)
+    assert node.run("from_net", frame).reason == "DROP_REPLAYED"
+    assert told(node) == []
+
+
+@outers
+@pytest.mark.parametrize("size", [0, 15])
+def test_a_probe_too_short_to_say_anything_is_malformed(node: Node, outer: int, size: int) -> None:
+    peer = PEERS[outer]
+    packet = packets.ip(peer.address, peer.own, bytes(size), protocol=packets.PROBE)
+    seen = node.run("from_net", sealed(peer, 1, packet))
+    assert (seen.action, seen.reason) == (SHOT, "DROP_MALFORMED")
+    assert told(node) == [("EVENT_SA_CONFIRMED", peer.pair, 0, 0)]
+
+
+NO_PROBES = {
+    "a pod there": (OVER4.pod4, SELF4, "OPENED"),
+    "another node": (KEYLESS.address, SELF4, "DROP_SPOOFED_SOURCE"),
+    "this node": (SELF4, SELF4, "DROP_SPOOFED_SOURCE"),
+    "nobody known": ("192.0.2.88", SELF4, "DROP_SPOOFED_SOURCE"),
+    "the node there, to a pod": (OVER4.address, POD4, "OPENED"),
+    "the node there, to another node": (OVER4.address, KEYLESS.address, "DROP_NO_ENDPOINT"),
+}
+
+
+@pytest.mark.parametrize("says", NO_PROBES)
+def test_only_the_node_itself_probes_and_only_this_one(node: Node, says: str) -> None:
+    source, destination, reason = NO_PROBES[says]
+    packet = probe(source, destination, OVER4.pair, 0)
+    assert node.run("from_net", sealed(OVER4, 1, packet)).reason == reason
+    assert told(node) == [("EVENT_SA_CONFIRMED", OVER4.pair, 0, 0)]

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from tests.bpf import esp, packets
 from tests.bpf.cluster import (
+    NODE,
     OVER4,
     OVER6,
     PEERS,
@@ -27,7 +28,7 @@ from tests.bpf.cluster import (
     put_outbound,
     sa_in,
 )  # fmt: skip
-from tests.bpf.node import SHOT, Node, can_run, loaded_node
+from tests.bpf.node import OK, SHOT, Node, can_run, loaded_node
 from tests.bpf.tunnel import (
     HEAD,
     NEXT,
@@ -144,11 +145,25 @@ def test_each_key_opens_its_own_sa_only(node: Node, outer: int) -> None:
 def test_an_spi_counts_only_between_its_two_addresses(node: Node, outer: int) -> None:
     peer = PEERS[outer]
     body = esp.seal(peer.keys_in(0), 5, datagram(4, peer, 50), esp.IPV4)
-    stranger = "2001:db8::66" if outer == 6 else "192.0.2.66"
-    packet = packets.ip(stranger, peer.own, body, protocol=packets.ESP)
+    other = "2001:db8::66" if outer == 6 else "192.0.2.66"
+    node.put_peer(other, node=other, flags=NODE)
+    packet = packets.ip(other, peer.own, body, protocol=packets.ESP)
     assert_refused_unharmed(node, packets.frame(packet), "DROP_UNKNOWN_SPI")
     over_the_other = PEERS[4 if outer == 6 else 6]
     assert_refused_unharmed(node, outside(over_the_other, body), "DROP_UNKNOWN_SPI")
+
+
+@outers
+def test_esp_of_somebody_who_is_no_node_is_left_to_the_stack(node: Node, outer: int) -> None:
+    """It may be a tunnel of somebody else's that has chosen the SPI of one of ours."""
+    peer = PEERS[outer]
+    body = esp.seal(peer.keys_in(0), 5, datagram(4, peer, 50), esp.IPV4)
+    stranger = "2001:db8::77" if outer == 6 else "192.0.2.77"
+    frame = packets.frame(packets.ip(stranger, peer.own, body, protocol=packets.ESP))
+    before = state(node, peer)
+    seen = node.run("from_net", frame, mark=0x55)
+    assert (seen.action, seen.reasons, seen.frame, seen.mark) == (OK, (), frame, 0x55)
+    assert state(node, peer) == before
 
 
 @outers
@@ -254,7 +269,7 @@ def noise(draw: st.DrawFn) -> bytes:
         case 0:
             return draw(st.binary(min_size=15, max_size=300))
         case 1:
-            ethertype = draw(st.sampled_from([0x0800, 0x86DD, 0x88B5, 0x8100, 0x0806]))
+            ethertype = draw(st.sampled_from([0x0800, 0x86DD, 0x8847, 0x8100, 0x0806]))
             packet = body + b"\0"
             return packets.ethernet(ethertype, packet)
         case 2:
@@ -278,7 +293,7 @@ def test_noise_never_opens(node: Node, frame: bytes) -> None:
     assume(can_run(frame))
     before = {peer: state(node, peer) for peer in PEERS.values()}
     seen = node.run("from_net", frame)
-    assert seen.reason not in ("OPENED", "PROBE_RECEIVED")
+    assert seen.reason not in ("OPENED", "PROBE_RECEIVED", "ESP_DUMMY_RECEIVED")
     assert {peer: state(node, peer) for peer in PEERS.values()} == before
 
 

@@ -16,7 +16,7 @@ from scapy.layers import ipsec
 from scapy.layers.inet import IP
 from scapy.layers.inet6 import IPv6
 
-from tests.bpf import esp, packets
+from tests.bpf import packets
 from tests.bpf.cluster import (
     KEYLESS,
     OVER4,
@@ -34,7 +34,16 @@ from tests.bpf.cluster import (
 )  # fmt: skip
 from tests.bpf.node import REDIRECT, SHOT, Node, loaded_node
 from tests.bpf.race import run_at_once
-from tests.bpf.tunnel import assert_sealed, families, take_apart
+from tests.bpf.tunnel import (
+    ANSWER,
+    ASK,
+    NEXT,
+    assert_sealed,
+    families,
+    outers,
+    probe,
+    take_apart,
+)  # fmt: skip
 
 LONGEST = 2046
 """What the engine can carry: 2048 with the two bytes of the trailer."""
@@ -250,44 +259,60 @@ def test_a_missing_sa_of_a_standing_pair_is_no_key(node: Node) -> None:
 # --- probes --------------------------------------------------------------------------------------
 
 
-def probe(pair: int, number: int, kind: int) -> bytes:
-    """What the agent sends: struct probe in a frame of its own EtherType."""
-    return packets.ethernet(packets.ETH_PROBE, struct.pack("<QII", pair, number, kind))
+def ask(peer: Peer, number: int = 0, kind: int = ASK, *, pair: int | None = None) -> bytes:
+    """A probe to a peer."""
+    return probe(peer.own, peer.address, peer.pair if pair is None else pair, number, kind)
 
 
-@pytest.mark.parametrize("outer", [4, 6])
+@outers
 @pytest.mark.parametrize("padding", [0, 30], ids=["bare", "padded"])
-def test_a_probe_becomes_an_esp_dummy_on_the_sa_it_names(
-    node: Node, outer: int, padding: int
-) -> None:
+def test_a_probe_is_sealed_whole_on_the_sa_it_names(node: Node, outer: int, padding: int) -> None:
+    """Whatever the encryption table says: it asks for keys that nothing else uses yet."""
     peer = PEERS[outer]
+    node.clear("encrypt")
     for number in range(SAS):
-        for kind in (1, 2):
-            seen = node.run("door", probe(peer.pair, number, kind) + bytes(padding))
-            assert (seen.action, seen.reason) == (REDIRECT, "PROBE_SENT")
+        for kind in (ASK, ANSWER):
+            packet = ask(peer, number, kind)
+            seen = node.run("door", packets.frame(packet) + bytes(padding), mark=0xE00)
+            assert (seen.action, seen.reason, seen.mark) == (REDIRECT, "PROBE_SENT", 0)
+            assert seen.size == len(packet)
             sealed = take_apart(seen.frame, peer)
             assert (sealed.number, sealed.opened.sequence) == (number, kind)
-            assert sealed.opened.next_header == esp.DUMMY
-            assert sealed.opened.payload == struct.pack(">I", kind)
-            assert sealed.opened.padding == b"\1\2"
+            assert sealed.opened.payload == packet
+            assert sealed.opened.next_header == NEXT[outer]
         row = sa_out(node, peer, number)
-        assert (row["packets"], row["bytes"], row["sequence"]) == (2, 0, 2)
+        assert (row["packets"], row["bytes"], row["sequence"]) == (2, 2 * len(packet), 2)
 
 
-@pytest.mark.parametrize(
-    ("frame", "reason"),
-    [
-        (probe(99, 0, 1), "DROP_NO_KEY"),
-        (probe(OVER4.pair, SAS, 1), "DROP_NO_KEY"),
-        (probe(OVER4.pair, 0, 1)[:-1], "DROP_MALFORMED"),
-    ],
-    ids=["unknown pair", "unknown number", "cut short"],
-)
-def test_a_probe_that_names_no_sa_goes_nowhere(node: Node, frame: bytes, reason: str) -> None:
-    seen = node.run("door", frame)
+NO_PROBES = {
+    "unknown pair": (ask(OVER4, pair=99), "DROP_NO_KEY"),
+    "unknown number": (ask(OVER4, SAS), "DROP_NO_KEY"),
+    "cut short": (
+        packets.ip(SELF4, OVER4.address, bytes(15), protocol=packets.PROBE), "DROP_MALFORMED"),
+    "to nobody": (probe(SELF4, "192.0.2.77", OVER4.pair, 0), "DROP_UNKNOWN_PEER"),
+    "to this node": (probe(SELF4, SELF4, OVER4.pair, 0), "DROP_UNKNOWN_PEER"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("says", NO_PROBES)
+def test_a_probe_that_names_no_sa_goes_nowhere(node: Node, says: str) -> None:
+    packet, reason = NO_PROBES[says]
+    seen = node.run("door", packets.frame(packet))
     assert (seen.action, seen.reason) == (SHOT, reason)
 
 
 def test_a_probe_on_a_spent_sa_goes_nowhere(node: Node) -> None:
     put_outbound(node, OVER4, sequence=7, sequence_limit=7)
-    assert node.run("door", probe(OVER4.pair, 0, 1)).reason == "DROP_SA_EXPIRED"
+    assert node.run("door", packets.frame(ask(OVER4))).reason == "DROP_SA_EXPIRED"
+
+
+def test_a_pod_cannot_choose_its_sa(node: Node) -> None:
+    """Its packets of the probes' protocol are packets like any other."""
+    numbers = set()
+    for last in range(2, 60):
+        source = f"10.244.1.{last}"
+        for named in range(SAS):
+            packet = probe(source, OVER4.pod4, OVER4.pair, named)
+            sealed = assert_sealed(node.run("door", packets.frame(packet)), packet, OVER4)
+            numbers.add((source, sealed.number))
+    assert len(numbers) == 58, "one for each flow, whatever it names"

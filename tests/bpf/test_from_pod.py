@@ -26,7 +26,7 @@ from tests.bpf.cluster import (
     put_outbound,
 )  # fmt: skip
 from tests.bpf.node import OK, SHOT, Node, loaded_node
-from tests.bpf.packets import ESP, ICMPV6, TCP, UDP, ip
+from tests.bpf.packets import ESP, ICMPV6, PROBE, TCP, UDP, ip
 
 MARK_ENCRYPT, MARK_MASK = 0xE00, 0xF00
 MARKED = ""
@@ -89,6 +89,8 @@ CASES = (
     Case("as another pod, IPv6", ip(OTHER6, OVER4.pod6), "DROP_SPOOFED_POD"),
     Case("as a pod elsewhere", ip(OVER4.pod4, POD4), "DROP_SPOOFED_POD"),
     Case("as its node", ip(SELF4, OVER4.pod4), "DROP_SPOOFED_POD"),
+    Case("as its node's agent", ip(SELF4, OVER4.address, bytes(16), protocol=PROBE),
+         "DROP_SPOOFED_POD"),
     Case("as the world", ip(WORLD4, OVER4.pod4), "DROP_SPOOFED_POD"),
     Case("as nobody", ip("0.0.0.0", OVER4.pod4), "DROP_SPOOFED_POD"),
     Case("as nobody, IPv6", ip("::", OVER4.pod6), "DROP_SPOOFED_POD"),
@@ -156,7 +158,6 @@ OTHER_FRAMES = {
     "ARP": (packets.ethernet(packets.ETH_ARP, bytes(28)), "CLEAR_LINK"),
     "LLDP": (packets.ethernet(0x88CC, bytes(40)), "DROP_NOT_IP"),
     "802.3": (packets.ethernet(40, bytes(40)), "DROP_NOT_IP"),
-    "a probe": (packets.ethernet(packets.ETH_PROBE, bytes(16)), "DROP_NOT_IP"),
     "a VLAN": (packets.ethernet(0x8100, b"\0\1\x08\0" + ip(POD4, POD4)), "DROP_NOT_IP"),
     "ARP on a VLAN": (packets.ethernet(0x8100, b"\0\1\x08\6" + bytes(28)), "DROP_NOT_IP"),
 }
@@ -178,10 +179,31 @@ def test_only_the_pods_own_device_may_bear_its_address(node: Node) -> None:
     assert node.run("from_pod", frame).reason == "CLEAR_WORLD"
 
 
-def test_segments_are_counted_singly(node: Node) -> None:
-    packet = ip(POD4, WORLD4, packets.tcp(1, 2, bytes(900)), protocol=TCP)
+SEGMENTS = {
+    "TCP": (ip(POD4, WORLD4, packets.tcp(1, 2, bytes(900)), protocol=TCP), 20 + 20),
+    "TCP over IPv6": (ip(POD6, WORLD6, packets.tcp(1, 2, bytes(900)), protocol=TCP), 40 + 20),
+    "TCP with options": (
+        ip(POD4, WORLD4, packets.tcp(1, 2, bytes(912), words=8), protocol=TCP), 20 + 32),
+    "TCP behind IPv4 options": (
+        packets.ipv4(POD4, WORLD4, packets.tcp(1, 2, bytes(900)), protocol=TCP, options=bytes(8)),
+        28 + 20),
+    "UDP": (ip(POD4, WORLD4, packets.udp(1, 2, bytes(900)), protocol=UDP), 20 + 8),
+    "UDP over IPv6": (ip(POD6, WORLD6, packets.udp(1, 2, bytes(900)), protocol=UDP), 40 + 8),
+    "something else": (ip(POD4, WORLD4, b"\xff" * 900), 20),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("says", SEGMENTS)
+def test_segments_are_counted_singly_each_with_its_headers(node: Node, says: str) -> None:
+    packet, headers = SEGMENTS[says]
     seen = node.run("from_pod", packets.frame(packet), gso_size=300, gso_segs=3)
-    assert (seen.reasons, seen.size) == (("CLEAR_WORLD",) * 3, len(packet))
+    assert (seen.reasons, seen.size) == (("CLEAR_WORLD",) * 3, len(packet) + 2 * headers)
+
+
+def test_segments_of_what_is_not_ip_have_no_headers_that_are_known(node: Node) -> None:
+    frame = packets.ethernet(0x88CC, b"\xff" * 900)
+    seen = node.run("from_pod", frame, gso_size=300, gso_segs=3)
+    assert (seen.reasons, seen.size) == (("DROP_NOT_IP",) * 3, len(frame))
 
 
 def test_packets_beyond_64_kb_bear_no_length(node: Node) -> None:

@@ -27,10 +27,10 @@ from tests.bpf.cluster import (
     put_inbound,
     put_outbound,
 )  # fmt: skip
-from tests.bpf.node import Node, addr, loaded_node, text_of
+from tests.bpf.node import BPF, Node, addr, loaded_node, text_of
 from tests.bpf.packets import ESP, ICMP, ICMPV6, TCP, UDP, frame, ip
 from tests.bpf.race import run_at_once
-from tests.bpf.tunnel import sealed, take_apart
+from tests.bpf.tunnel import probe, sealed, take_apart
 
 HOOKS = {"from_pod": 1, "door": 2, "to_net": 3, "from_net": 4}
 
@@ -76,7 +76,7 @@ def test_a_dropped_flow_is_told_with_all_that_is_known(node: Node) -> None:
     assert flow["destination_identity"] == OVER4.identity
     assert before <= flow["first"] == flow["last"] == flow["reported"]
     assert flow["last"] <= time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-    assert (flow["pair"], flow["spi"], flow["epoch"]) == (0, 0, 0)
+    assert (flow["pair"], flow["spi"], flow["epoch"], flow["engine"]) == (0, 0, 0, 0)
 
 
 @pytest.mark.parametrize("peer", [OVER4, OVER6], ids=["over IPv4", "over IPv6"])
@@ -87,6 +87,7 @@ def test_sealed_and_opened_flows_tell_their_keys(node: Node, peer: Any) -> None:
     out, back = flows(node)
     assert (out["reason"], out["hook"], out["source"]) == ("SEALED", HOOKS["door"], POD4)
     assert (out["pair"], out["spi"], out["epoch"]) == (peer.pair, spi, 5), "our own epoch"
+    assert (out["engine"], back["engine"]) == (BPF, BPF)
     assert (back["reason"], back["hook"], back["source"]) == (
         "OPENED",
         HOOKS["from_net"],
@@ -102,7 +103,7 @@ def test_what_one_packet_left_does_not_show_in_the_next(node: Node) -> None:
     node.run("from_pod", frame(ip(POD6, WORLD6, bytes(30))))
     node.run("from_pod", packets.ethernet(0x88CC, bytes(40)))
     _, world, not_ip = flows(node)
-    assert (world["pair"], world["spi"], world["epoch"]) == (0, 0, 0)
+    assert (world["pair"], world["spi"], world["epoch"], world["engine"]) == (0, 0, 0, 0)
     assert (world["source_port"], world["destination_port"]) == (0, 0)
     assert (not_ip["source"], not_ip["destination"], not_ip["protocol"]) == ("::", "::", 0)
     assert not_ip["bytes"] == 54
@@ -205,8 +206,9 @@ def test_no_flood_takes_the_room_of_what_keys_depend_on(node: Node) -> None:
         from_net.test_run(word)
     (lost,) = next(iter(node.object.map("lost_events").values_summed().values()))
     assert lost > 5_000, "it was a flood"
+    ask = probe(OVER4.address, SELF4, OVER4.pair, 0)
     for number in range(100):
-        node.run("from_net", sealed(OVER4, 1 + number, struct.pack(">I", 1), next_header=59))
+        node.run("from_net", sealed(OVER4, 1 + number, ask))
     kinds = [each["kind"] for each in node.seen_events()]
     assert kinds[-100:] == ["EVENT_PROBE"] * 100
     assert kinds.count("EVENT_SA_CONFIRMED") == 1

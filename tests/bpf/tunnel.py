@@ -21,6 +21,16 @@ FAMILIES = [(inner, outer) for inner in (4, 6) for outer in (4, 6)]
 families = pytest.mark.parametrize(("inner", "outer"), FAMILIES, ids=lambda v: f"IPv{v}")
 outers = pytest.mark.parametrize("outer", [4, 6], ids=lambda v: f"IPv{v}")
 
+ASK, ANSWER = 1, 2
+"""`enum probe_kind`."""
+
+
+def probe(source: str, destination: str, pair: int, number: int, kind: int = ASK) -> bytes:
+    """What one node's agent asks or answers another's."""
+    body = struct.pack(">QII", pair, number, kind)
+    return packets.ip(source, destination, body, protocol=packets.PROBE)
+
+
 # --- sent ----------------------------------------------------------------------------------------
 
 

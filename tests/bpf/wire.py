@@ -8,13 +8,19 @@ pod 2 ═ pod0 [node 2: the same                                  … up0] ═�
 
 from __future__ import annotations
 
+import hashlib
 import os
 import socket
 import subprocess
+import threading
+import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from pellicle.kernel import netns, offloads
 from pellicle.kernel.bpf import attach_tc
@@ -25,7 +31,8 @@ LOCAL, NODE = 1, 2
 PAIR = 0x77
 MTU = {4: 1446, 6: 1426}
 PINS = Path(f"/sys/fs/bpf/datapath-{os.getpid()}")
-_SECONDS = 10
+versions = pytest.mark.parametrize("version", [4, 6], ids=lambda v: f"IPv{v}")
+SECONDS = 10
 
 NODE_SETUP = """
 ip addr add 192.0.2.{i}/24 dev up0
@@ -81,11 +88,15 @@ class Side:
     def address(self, version: int) -> str:
         return f"fd00:244:{self.i}::2" if version == 6 else f"10.244.{self.i}.2"
 
+    def own(self, version: int) -> str:
+        """The node's own."""
+        return f"2001:db8::{self.i}" if version == 6 else f"192.0.2.{self.i}"
+
     def socket(self, version: int, kind: int) -> socket.socket:
         """In the pod, bound to its address."""
         family = socket.AF_INET6 if version == 6 else socket.AF_INET
         made = netns.socket_in(self.pod, family, kind)
-        made.settimeout(_SECONDS)
+        made.settimeout(SECONDS)
         made.bind((self.address(version), 0))
         return made
 
@@ -93,7 +104,7 @@ class Side:
         """A packet socket on one of the node's devices."""
         made = netns.socket_in(self.namespace, socket.AF_PACKET, socket.SOCK_RAW, 0)
         made.bind((device, 3))  # ETH_P_ALL
-        made.settimeout(_SECONDS)
+        made.settimeout(SECONDS)
         return made
 
 
@@ -179,3 +190,49 @@ def introduce(mine: Side, theirs: Side, outer: int) -> None:
         keys = Keys.made_of(mine.i * 10 + number)
         mine.node.put_sa_out(keys, node=f"192.0.2.{theirs.i}", **where)  # type: ignore[arg-type]
         theirs.node.put_sa_in(keys, node=f"192.0.2.{mine.i}", **where)  # type: ignore[arg-type]
+
+
+# --- what happens there --------------------------------------------------------------------------
+
+
+def counted(node: Node) -> dict[str, int]:
+    """Packets by reason, since the last call."""
+    before, now = node._counted, node._counts()
+    node._counted = now
+    return {
+        node.reason_names[number]: packets - before[number][0]
+        for number, (packets, _) in now.items()
+        if packets > before[number][0]
+    }
+
+
+def wait_for(what: str, condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + SECONDS
+    while not condition():
+        assert time.monotonic() < end, f"no {what} within {SECONDS} s"
+        time.sleep(0.02)
+
+
+def stream(source: Side, sink: Side, version: int, payload: bytes) -> bytes:
+    """Sends it from pod to pod by TCP; the digest of what has arrived."""
+    digest: list[bytes] = []
+    with sink.socket(version, socket.SOCK_STREAM) as server:
+        server.listen()
+        reader = threading.Thread(target=_read_all, args=(server, digest))
+        reader.start()
+        with source.socket(version, socket.SOCK_STREAM) as client:
+            client.connect(server.getsockname())
+            client.sendall(payload)
+        reader.join(SECONDS)
+    assert digest, "the stream did not end"
+    return digest[0]
+
+
+def _read_all(server: socket.socket, digest: list[bytes]) -> None:
+    connection, _ = server.accept()
+    whole = hashlib.sha256()
+    with connection:
+        connection.settimeout(SECONDS)
+        while data := connection.recv(1 << 16):
+            whole.update(data)
+    digest.append(whole.digest())

@@ -187,8 +187,8 @@ WORDS: Final[Mapping[str, Words]] = MappingProxyType(
         ),
         "DROP_WRONG_DOOR": Words(
             "a route to the other engine's door",
-            "The kernel's IPsec encrypts for this peer, but a route led to the BPF engine: it is "
-            "put right within moments. If this lasts, `pellicle status` names the route.",
+            "One engine encrypts for this peer, but a route led to the other one: it is put right "
+            "within moments. If this lasts, `pellicle status` names the route.",
         ),
     }
 )  # fmt: skip
