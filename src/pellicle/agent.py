@@ -35,6 +35,8 @@ from pellicle.encryption.routes import (
 )
 from pellicle.encryption.sas import SaTarget
 from pellicle.facts import (
+    Cipher,
+    Engine,
     Node,
     NodeName,
     Offer,
@@ -229,6 +231,8 @@ class Agent:
             LocalNode(self._name, self._uplink.addresses),
             secret,
             os.urandom,
+            ciphers=(Cipher.CHACHA20_POLY1305,),
+            engine=Engine.BPF,
             drain_seconds=config.drain_seconds,
             packet_limit=config.sa_packet_limit,
             outer_family=str(config.outer_family),

@@ -22,7 +22,7 @@ from pellicle.datapath.programs import PINNED_MAPS, ProgramTarget
 from pellicle.encryption.keying import Keying
 from pellicle.encryption.routes import inner_mtu
 from pellicle.encryption.sas import SaCount, SaTarget
-from pellicle.facts import Address, Endpoint, EndpointName, Link, Node, NodeName, Rejected
+from pellicle.facts import Address, Endpoint, EndpointName, Engine, Link, Node, NodeName, Rejected
 from pellicle.flows.decode import Decoder, FlowEvent
 from pellicle.flows.history import History
 from pellicle.flows.names import Name
@@ -77,7 +77,7 @@ def status(sight: Sight) -> dict[str, Any]:
         "version": VERSION,
         "healthy": state == "on",
         "encryption": state,
-        "engine": sight.config.engine,
+        "engine": Engine.BPF,
         "engine_why": "ESP in BPF: the engine that this version has",
         "datapath": {
             "attach": ", ".join(sorted(sight.programs.modes)) or "nothing",

@@ -20,7 +20,9 @@ from pellicle.settings import (
     ENVIRONMENT_PREFIX,
     SETTINGS,
     Attach,
-    Engine,
+    CipherChoice,
+    EngineChoice,
+    IpsecOffload,
     LogFormat,
     LogLevel,
     OuterFamily,
@@ -32,11 +34,13 @@ from pellicle.wire.yaml import Tree, YamlError, documents
 __all__ = [
     "SETTINGS",
     "Attach",
+    "CipherChoice",
     "Config",
     "ConfigError",
     "ConfigFile",
-    "Engine",
+    "EngineChoice",
     "Explained",
+    "IpsecOffload",
     "LogFormat",
     "LogLevel",
     "OuterFamily",
@@ -83,7 +87,9 @@ class Config:
     node_name: NodeName
     directory: Path
     enable_encrypt_l3: bool
-    engine: Engine
+    engine: EngineChoice
+    cipher: CipherChoice
+    ipsec_offload: IpsecOffload
     uplink: str | None
     addresses: tuple[Address, ...]
     pod_cidrs: tuple[Network, ...]
@@ -249,6 +255,12 @@ def _contradictions(config: Config) -> Iterator[str]:
     if config.enable_encrypt_l3 and not config.cluster_cidrs:
         why = "without them an unknown pod would be taken for the outside world"
         yield about("cluster_cidrs", f"not set, but enable_encrypt_l3 is: {why}")
+    bpf_ciphers = {CipherChoice.AUTO, CipherChoice.CHACHA20_POLY1305}
+    if config.engine == EngineChoice.BPF and config.cipher not in bpf_ciphers:
+        origin = config.origins.get("engine", _DEFAULT)
+        why = f"the engine bpf (from {origin}) has only {CipherChoice.CHACHA20_POLY1305}"
+        fix = f"leave cipher away, or let engine be {EngineChoice.XFRM} or {EngineChoice.AUTO}"
+        yield about("cipher", f"{config.cipher}, but {why}: {fix}")
     for cidr in config.pod_cidrs:
         if not any(_is_inside(cidr, whole) for whole in config.cluster_cidrs):
             inside = ", ".join(map(str, config.cluster_cidrs)) or "not set"

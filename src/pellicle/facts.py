@@ -43,6 +43,14 @@ class Cipher(StrEnum):
     AES_256_GCM = "aes-256-gcm"
 
 
+class Engine(StrEnum):
+    """What encrypts on a node. Both speak the same ESP: a peer need not know which it is."""
+
+    BPF = "bpf"
+    XFRM = "xfrm"
+    """The kernel's IPsec."""
+
+
 @dataclass(frozen=True, slots=True)
 class Offer:
     """The public half of a key that a node offers to all its peers."""
@@ -67,6 +75,9 @@ class Node:
     offers: tuple[Offer, ...] = ()
     """Oldest first, at most two."""
     ciphers: tuple[Cipher, ...] = (Cipher.CHACHA20_POLY1305,)
+    """What it can do, in any order."""
+    longest: int | None = None
+    """The longest inner IP packet that it can open; None: any."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,15 +14,34 @@ from enum import StrEnum
 from pathlib import PurePosixPath
 from typing import Any, Final
 
+from pellicle.facts import Cipher, Engine
 from pellicle.values import address, dns_name, each, network, one_per_family, shown
 
 ENVIRONMENT_PREFIX: Final = "PELLICLE_"
 
 
-class Engine(StrEnum):
-    """What encrypts."""
+class EngineChoice(StrEnum):
+    """What shall encrypt."""
 
-    BPF = "bpf"
+    AUTO = "auto"
+    BPF = Engine.BPF.value
+    XFRM = Engine.XFRM.value
+
+
+class CipherChoice(StrEnum):
+    """What it shall encrypt with."""
+
+    AUTO = "auto"
+    CHACHA20_POLY1305 = Cipher.CHACHA20_POLY1305.value
+    AES_128_GCM = Cipher.AES_128_GCM.value
+    AES_256_GCM = Cipher.AES_256_GCM.value
+
+
+class IpsecOffload(StrEnum):
+    """Whether a network card may do the kernel's IPsec."""
+
+    AUTO = "auto"
+    OFF = "off"
 
 
 class Attach(StrEnum):
@@ -189,7 +208,21 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         "BOOL",
         is_switch=True,
     ),
-    _choice("engine", "What encrypts.", Engine, Engine.BPF),
+    _choice(
+        "engine",
+        "What encrypts: the kernel's IPsec where it is there, else BPF.",
+        EngineChoice,
+        EngineChoice.AUTO,
+    ),
+    _choice(
+        "cipher",
+        "The only cipher to use; auto: with each peer the best that both can do.",
+        CipherChoice,
+        CipherChoice.AUTO,
+    ),
+    _choice(
+        "ipsec_offload", "Let the uplink encrypt where it can.", IpsecOffload, IpsecOffload.AUTO
+    ),
     Setting(
         "uplink",
         "The device that leads to the other nodes.",

@@ -17,10 +17,9 @@ from pellicle.facts import (
     Network,
     Node,
     NodeName,
-    PairId,
 )
 from pellicle.flows.names import Name
-from pellicle.keys.pairing import PeerKeys, Sa, SaKey
+from pellicle.keys.pairing import PeerKeys, Sa, SaKey, Send
 from pellicle.table import Table
 from pellicle.wire.netlink import Route, Rule
 
@@ -52,7 +51,7 @@ class Tables:
         self.rules_up: Table[Rule, Rule] = Table("rules up")
         self.sas: Table[SaKey, Sa] = Table("sas")
         self.sas_up: Table[SaKey, Sa] = Table("sas up")
-        self.sends: Table[NodeName, PairId] = Table("sends")
+        self.sends: Table[NodeName, Send] = Table("sends")
         self.encrypt: Table[EncryptKey, EncryptRow] = Table("encrypt")
         self.encrypt_up: Table[EncryptKey, EncryptRow] = Table("encrypt up")
         self.peers: Table[NodeName, PeerKeys] = Table("peers")

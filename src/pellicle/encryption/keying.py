@@ -19,7 +19,7 @@ import structlog
 
 from pellicle.encryption.table import EncryptKey, EncryptRow
 from pellicle.facts import Node, NodeName, Offer, PairId
-from pellicle.keys.pairing import KeyPlan, Keyring, PeerKeys, ProbeKind, Sa, SaKey
+from pellicle.keys.pairing import KeyPlan, Keyring, PeerKeys, ProbeKind, Sa, SaKey, Send
 from pellicle.table import Table
 
 SETTLE_SECONDS = 0.02
@@ -37,7 +37,7 @@ class Keying:
     standing: Table[SaKey, Sa]
     encrypt_up: Table[EncryptKey, EncryptRow]
     sas: Table[SaKey, Sa]
-    sends: Table[NodeName, PairId]
+    sends: Table[NodeName, Send]
     peers: Table[NodeName, PeerKeys]
     publish: Callable[[tuple[Offer, ...]], None]
     probe: Callable[[PairId, int, ProbeKind], None]

@@ -14,6 +14,7 @@ from pellicle.datapath.address import from_bytes, to_bytes
 from pellicle.datapath.maps import Fields, MapTarget
 from pellicle.facts import Address, IdentityNumber, Node, NodeName, PairId
 from pellicle.kernel.bpf import Object
+from pellicle.keys.rows import Send
 
 ANY = IdentityNumber(0)
 ENGINE_BPF = 1
@@ -37,12 +38,12 @@ class EncryptRow:
 
 
 def plan(
-    sends: Mapping[NodeName, PairId], nodes: Mapping[NodeName, Node]
+    sends: Mapping[NodeName, Send], nodes: Mapping[NodeName, Node]
 ) -> dict[EncryptKey, EncryptRow]:
     """One row for each peer that can be sent to."""
     return {
-        EncryptKey(ANY, ANY, nodes[name].addresses[0]): EncryptRow(pair)
-        for name, pair in sends.items()
+        EncryptKey(ANY, ANY, nodes[name].addresses[0]): EncryptRow(send.pair)
+        for name, send in sends.items()
         if name in nodes and nodes[name].addresses
     }
 

@@ -9,7 +9,7 @@ pair   = first 8 bytes of SHA-256(info "pair")
 
 info   +----+-------+--------+--------+----------------+----------------+---------------+
        | u8 | label | u8     | cipher |     end A      |     end B      | n: u8         |
-       |    |       | ("esp", "spi")  |                |                | (only "esp")  |
+       |    |       |        |        |                |                | (only "esp")  |
        +----+-------+--------+--------+----------------+----------------+---------------+
        label "pellicle esp 1", "pellicle spi 1" or "pellicle pair 1"; A sends and B receives,
        for "pair" the end whose name sorts first (by its bytes) stands first.
@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 
@@ -41,6 +42,8 @@ CIPHER_KEY_BYTES = {
     Cipher.AES_128_GCM: 16,
     Cipher.AES_256_GCM: 32,
 }
+BEST_FIRST = (Cipher.AES_256_GCM, Cipher.AES_128_GCM, Cipher.CHACHA20_POLY1305)
+"""Both ends of a pair go by this order, whatever the order in their records."""
 FIRST_SPI = 256
 """RFC 4303 §2.1: 1 to 255 are reserved."""
 
@@ -80,10 +83,16 @@ class SaKeys:
     salt: bytes = field(repr=False)
 
 
-def pair_id(one: End, other: End) -> PairId:
+def best_cipher(ours: Collection[Cipher], theirs: Collection[Cipher]) -> Cipher | None:
+    """The same choice on both nodes; None: none in common."""
+    return next((c for c in BEST_FIRST if c in ours and c in theirs), None)
+
+
+def pair_id(cipher: Cipher, one: End, other: End) -> PairId:
     """The name of the pair, the same on both nodes; never 0."""
     first, second = sorted((one, other), key=lambda end: end.name.encode())
-    digest = hashlib.sha256(_prefixed(b"pellicle pair 1") + first.encode() + second.encode())
+    info = _prefixed(b"pellicle pair 1") + _bound(cipher, first, second)
+    digest = hashlib.sha256(info)
     return PairId(int.from_bytes(digest.digest()[:8], "big") or 1)
 
 
@@ -94,7 +103,7 @@ def extract(secret: Secret, own: OwnOffer, peer: Offer) -> bytes:
 
 def expand_sas(prk: bytes, cipher: Cipher, sender: End, receiver: End) -> tuple[SaKeys, ...]:
     """The SAs of one direction, by number."""
-    bound = _prefixed(cipher.value.encode()) + sender.encode() + receiver.encode()
+    bound = _bound(cipher, sender, receiver)
     first = _first_spi(_expand(prk, _prefixed(b"pellicle spi 1") + bound, 4))
     esp = _prefixed(b"pellicle esp 1") + bound
     length = CIPHER_KEY_BYTES[cipher]
@@ -103,6 +112,10 @@ def expand_sas(prk: bytes, cipher: Cipher, sender: End, receiver: End) -> tuple[
         okm = _expand(prk, esp + bytes((number,)), length + SALT_BYTES)
         sas.append(SaKeys(Spi(first + number), okm[:length], okm[length:]))
     return tuple(sas)
+
+
+def _bound(cipher: Cipher, one: End, other: End) -> bytes:
+    return _prefixed(cipher.value.encode()) + one.encode() + other.encode()
 
 
 def _first_spi(raw: bytes) -> int:

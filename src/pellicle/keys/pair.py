@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
-from pellicle.facts import Address, Cipher, Epoch, NodeName, PairId
+from pellicle.facts import Address, Cipher, Engine, Epoch, NodeName, PairId
 from pellicle.keys.derivation import SAS_PER_PAIR, End, expand_sas
 from pellicle.keys.own import Own
 from pellicle.keys.rows import Direction, Sa, SaKey
@@ -69,6 +69,23 @@ class Pair:
         """The later the epochs, the higher; a tie goes by the epoch of the lesser name."""
         lesser = self.local_epoch if local.encode() < peer.encode() else self.peer_epoch
         self.rank = (self.local_epoch + self.peer_epoch, lesser, self.id)
+
+    @property
+    def engine(self) -> Engine:
+        return self._any.engine
+
+    @property
+    def cipher(self) -> Cipher:
+        return self._any.cipher
+
+    @property
+    def slot(self) -> int:
+        return self._any.slot
+
+    @property
+    def _any(self) -> Sa:
+        """One for what all of them have in common."""
+        return self.sas[0][1]
 
     @property
     def has_ins(self) -> bool:
@@ -158,34 +175,41 @@ class Pair:
         return True
 
 
-def plan_sas(
-    prk: bytes,
-    cipher: Cipher,
-    local: End,
-    peer: End,
-    pair: PairId,
-    node: Address,
-    packet_limit: int,
-) -> tuple[tuple[SaKey, Sa], ...]:
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What all SAs of a fresh pair have in common."""
+
+    pair: PairId
+    node: Address
+    engine: Engine
+    cipher: Cipher
+    slot: int
+    packet_limit: int
+
+
+def plan_sas(prk: bytes, terms: Terms, local: End, peer: End) -> tuple[tuple[SaKey, Sa], ...]:
     """All SAs of a fresh pair, inbound ones first."""
     sas = []
     for direction, sender, receiver in (
         (Direction.IN, peer, local),
         (Direction.OUT, local, peer),
     ):
-        limit = packet_limit if direction is Direction.OUT else 0
-        for number, keys in enumerate(expand_sas(prk, cipher, sender, receiver)):
+        limit = terms.packet_limit if direction is Direction.OUT else 0
+        for number, keys in enumerate(expand_sas(prk, terms.cipher, sender, receiver)):
             sa = Sa(
                 direction,
-                pair,
+                terms.pair,
                 number,
                 keys.spi,
                 sender.address,
                 receiver.address,
-                node,
+                terms.node,
                 local.offer.epoch,
                 peer.offer.epoch,
                 limit,
+                terms.engine,
+                terms.cipher,
+                terms.slot,
                 peer.name,
                 keys.key,
                 keys.salt,

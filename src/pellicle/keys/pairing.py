@@ -12,14 +12,14 @@ See pair.py for the life of a pair, own.py for that of our offers, peer.py for t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 
-from pellicle.facts import Address, Cipher, Node, NodeName, Offer, PairId, Rejected
+from pellicle.facts import Address, Cipher, Engine, Node, NodeName, Offer, PairId, Rejected
 from pellicle.keys.derivation import extract
 from pellicle.keys.offers import fingerprint
 from pellicle.keys.own import PUBLISH_SECONDS, ROTATION_SECONDS, Own, OwnOffers
-from pellicle.keys.pair import Pair, adopted, plan_sas
+from pellicle.keys.pair import Pair, Terms, adopted, plan_sas
 from pellicle.keys.peer import Peer, Record, Rules, read_record
 from pellicle.keys.rows import (
     Direction,
@@ -32,12 +32,14 @@ from pellicle.keys.rows import (
     ProbeKind,
     Sa,
     SaKey,
+    Send,
 )
 from pellicle.keys.secret import Secret
+from pellicle.keys.slots import Slots
 
 __all__ = [
     "Direction", "KeyPlan", "Keyring", "LocalNode", "OfferState", "OwnKeys", "PeerKeys",
-    "PeerState", "ProbeKind", "Sa", "SaKey",
+    "PeerState", "ProbeKind", "Sa", "SaKey", "Send",
 ]  # fmt: skip
 
 DERIVATIONS_PER_PLAN = 512
@@ -56,20 +58,25 @@ class Keyring:
         node: LocalNode,
         secret: Secret,
         random: Callable[[int], bytes],
-        cipher: Cipher = Cipher.CHACHA20_POLY1305,
+        *,
+        ciphers: Sequence[Cipher],
+        engine: Engine,
         drain_seconds: float = 10.0,
         packet_limit: int = 2**40,
         outer_family: str = "auto",
         lifetime_seconds: float = LIFETIME_SECONDS,
     ) -> None:
+        """`ciphers`: what `engine`, which has the SAs of all new pairs, can and may use."""
         self._local = node
-        self._rules = Rules(node, secret, cipher, outer_family)
+        self._rules = Rules(node, secret, tuple(ciphers), outer_family)
+        self._engine = engine
         self._random = random
         self._drain = drain_seconds
         self._packet_limit = packet_limit
         self._lifetime = lifetime_seconds
         self._peers: dict[NodeName, Peer] = {}
         self._pairs: dict[PairId, Pair] = {}
+        self._slots = Slots()
         self._strays: dict[Address, Peer] = {}
         """Of adopted pairs whose node no record names."""
         self._own: OwnOffers | None = None
@@ -88,6 +95,7 @@ class Keyring:
         epochs = {pair.local_epoch for pair in self._pairs.values()}
         self._own = OwnOffers(self._local.name, self._rules.secret, self._random, published, epochs)
         for pair in self._pairs.values():
+            self._slots.keep(pair.slot)
             stray = self._strays.setdefault(pair.node, Peer(NodeName(str(pair.node))))
             stray.pairs[pair.id] = pair
         self.standing(rows)
@@ -197,18 +205,22 @@ class Keyring:
             sending = frozenset(pair.id for pair in self._chosen().values())
         is_done = True
         if self._is_listed:
-            is_done = self._offer(own, now)
+            self._offer(own, now)
             for peer in (*self._peers.values(), *self._strays.values()):
                 is_done &= not self._end_pairs(peer, sending, now)
             self._forget_gone()
+            is_done &= not (self._slots.has_free and any(p.todo for p in self._peers.values()))
         known = [peer for peer in self._peers.values() if peer.node]
         chosen = self._chosen()
         return KeyPlan(
             offers=own.published,
             sas=self._wanted(),
-            sends=MappingProxyType({name: pair.id for name, pair in chosen.items()}),
+            sends=MappingProxyType({n: Send(pair.id, pair.engine) for n, pair in chosen.items()}),
             probes=tuple(self._probes(sending, now)),
-            peers=tuple(peer.keys(chosen.get(peer.name), own.newest, now) for peer in known),
+            peers=tuple(
+                peer.keys(chosen.get(peer.name), own.newest, now, has_slots=self._slots.has_free)
+                for peer in known
+            ),
             own=tuple(self._own_keys(own)),
             rejected=(
                 *own.rejected,
@@ -218,20 +230,20 @@ class Keyring:
             wake=min(self._wakes(own, sending, now), default=None) if is_done else now,
         )
 
-    def _offer(self, own: OwnOffers, now: float) -> bool:
-        """Make, publish and withdraw our offers. False: pairs are left to derive."""
+    def _offer(self, own: OwnOffers, now: float) -> None:
+        """Make, publish and withdraw our offers, and derive the pairs that they make possible."""
         budget = DERIVATIONS_PER_PLAN
         while True:
             for peer in (*self._peers.values(), *self._strays.values()):
                 peer.match(self._local, own.all, own.version)
-                while peer.todo and budget:
+                while peer.todo and budget and self._slots.has_free:
                     budget -= self._derive(peer, *peer.todo.pop())
             is_broken = self._is_broken(own)
             if self._must_make(own, is_broken, now):
                 self._must_rotate = False
                 own.make(now, is_forced=is_broken)
             elif not self._advance(own, now):
-                return budget > 0
+                return
 
     def _is_broken(self, own: OwnOffers) -> bool:
         """Whether some peer can be agreed with only by a new offer of ours."""
@@ -261,14 +273,17 @@ class Keyring:
         if id_ in own.used or own.half is None or peer.node is None:
             return 0
         own.used.add(id_)
-        local, theirs = peer.ends(self._local, own, offer)
+        address = peer.node.addresses[0]
         prk = extract(self._rules.secret, own.half, offer)
-        sas = plan_sas(
-            prk, self._rules.cipher, local, theirs, id_, peer.node.addresses[0], self._packet_limit
+        terms = Terms(
+            id_, address, self._engine, peer.cipher, self._slots.take(), self._packet_limit
         )
-        pair = Pair(id_, peer.node.addresses[0], own.offer.epoch, offer.epoch, sas, own)
+        sas = plan_sas(prk, terms, *peer.ends(self._local, own, offer))
+        pair = Pair(id_, address, own.offer.epoch, offer.epoch, sas, own)
         pair.rank_between(self._local.name, peer.name)
-        if not peer.has_spi_of(pair):
+        if peer.has_spi_of(pair):
+            self._slots.free(pair.slot)
+        else:
             peer.pairs[id_] = self._pairs[id_] = pair
             self._sas = None
         return 1
@@ -320,6 +335,7 @@ class Keyring:
 
     def _remove(self, peer: Peer, pair: Pair) -> None:
         del peer.pairs[pair.id], self._pairs[pair.id]
+        self._slots.free(pair.slot)
         self._sas = None
 
     def _forget_gone(self) -> None:

@@ -11,17 +11,18 @@ after we know that the peer does not send on it any more:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 
 from pellicle.facts import Address, Cipher, Node, NodeName, Offer, PairId, Rejected
-from pellicle.keys.derivation import End, pair_id
+from pellicle.keys.derivation import End, best_cipher, pair_id
 from pellicle.keys.offers import MOST_OFFERS, verify_psk
 from pellicle.keys.own import Own
 from pellicle.keys.pair import Pair
 from pellicle.keys.rows import LocalNode, PeerKeys, PeerState
 from pellicle.keys.secret import Secret
+from pellicle.keys.slots import LAST_SLOT
 
 MOST_PAIRS = 64
 """With one peer. Reached only by a peer whose record changes without end."""
@@ -34,7 +35,8 @@ class Rules:
 
     local: LocalNode
     secret: Secret
-    cipher: Cipher
+    ciphers: Collection[Cipher]
+    """Those that we can use."""
     family: str
     """Of the outer addresses: "4", "6" or "auto" (IPv4 where both nodes have it)."""
 
@@ -47,6 +49,8 @@ class Record:
     """Verified, oldest first."""
     outer: tuple[Address, Address] | None = None
     """Ours and the peer's."""
+    cipher: Cipher | None = None
+    """The one that both nodes choose."""
     state: PeerState = PeerState.CONFIRMING
     why: str = ""
     """Why there are no offers."""
@@ -60,8 +64,11 @@ def read_record(node: Node, rules: Rules) -> Record:
     if outer is None:
         why = "has no address of the family that the tunnels use"
         return Record(state=PeerState.NO_OFFER, why=why)
-    if rules.cipher not in node.ciphers:
-        return Record(state=PeerState.NO_OFFER, why=f"does not speak {rules.cipher}")
+    cipher = best_cipher(rules.ciphers, node.ciphers)
+    if cipher is None:
+        theirs, ours = ", ".join(node.ciphers), ", ".join(rules.ciphers)
+        why = f"shares no cipher with this node: it has {theirs}; this node has {ours}"
+        return Record(state=PeerState.NO_OFFER, why=why)
     if not node.offers:
         return Record(state=PeerState.NO_OFFER, why="publishes no offer")
     epochs = [offer.epoch for offer in node.offers]
@@ -75,7 +82,7 @@ def read_record(node: Node, rules: Rules) -> Record:
     good = tuple(sorted((o for o, why in reasons.items() if not why), key=lambda o: o.epoch))
     bad = tuple(Rejected(source, f"offer {o.epoch}", why) for o, why in reasons.items() if why)
     if good:
-        return Record(good, outer, rejected=bad)
+        return Record(good, outer, cipher, rejected=bad)
     return Record(state=PeerState.UNVERIFIED, why=bad[-1].why, rejected=bad)
 
 
@@ -129,11 +136,17 @@ class Peer:
         live = set()
         for own in owns:
             for offer in self.record.offers:
-                self.best = pair_id(*self.ends(local, own, offer))
+                self.best = pair_id(self.cipher, *self.ends(local, own, offer))
                 live.add(self.best)
                 if own.half:
                     self.todo.append((own, offer, self.best))
         self.live = frozenset(live)
+
+    @property
+    def cipher(self) -> Cipher:
+        """Of all pairs that its record makes possible."""
+        assert self.record.cipher, "a record with offers has a cipher"
+        return self.record.cipher
 
     def ends(self, local: LocalNode, own: Own, offer: Offer) -> tuple[End, End]:
         """Our end and the peer's, of two offers."""
@@ -263,29 +276,50 @@ class Peer:
         """Whether the peer is known to send on a pair of `own`."""
         return any(pair.own is own and pair.is_answered for pair in self.pairs.values())
 
-    def keys(self, chosen: Pair | None, own: Own | None, now: float) -> PeerKeys:
+    def keys(
+        self, chosen: Pair | None, own: Own | None, now: float, *, has_slots: bool
+    ) -> PeerKeys:
         """How things stand, in words."""
         has_moved = own is not None and self.has_moved(own)
         if has_moved or not self.record.offers:
             self.behind_since = None
         elif self.behind_since is None:
             self.behind_since = now
-        state, why = self._state(chosen, now)
+        state, why = self._state(chosen, now, self._waits(has_slots))
         if chosen is None:
             return PeerKeys(self.name, state, why)
         return PeerKeys(
-            self.name, state, why, chosen.local_epoch, chosen.peer_epoch, chosen.id, has_moved
+            self.name,
+            state,
+            why,
+            chosen.local_epoch,
+            chosen.peer_epoch,
+            chosen.id,
+            chosen.cipher,
+            chosen.engine,
+            has_moved,
         )
 
-    def _state(self, chosen: Pair | None, now: float) -> tuple[PeerState, str]:
+    def _waits(self, has_slots: bool) -> str:
+        """Why the pair of the newest offers is not planned yet; empty: it need not wait."""
+        if all(id_ != self.best for _, _, id_ in self.todo):
+            return ""
+        if has_slots:
+            return "the keys of the newest ones are being derived"
+        return f"no slot is free for the newest ones: {LAST_SLOT} pairs stand"
+
+    def _state(self, chosen: Pair | None, now: float, waits: str) -> tuple[PeerState, str]:
         if not self.record.offers:
             return self.record.state, self.record.why
         if chosen is not None:
             offers = f"on offers {chosen.local_epoch} (ours) and {chosen.peer_epoch} (the peer's)"
             behind = self.behind_since
             if behind is not None and now >= behind + STALE_SECONDS:
-                return PeerState.STALE, f"{offers}; it does not answer on the newest ones"
-            return PeerState.READY, offers
+                silent = "it does not answer on the newest ones"
+                return PeerState.STALE, f"{offers}; {waits or silent}"
+            return PeerState.READY, f"{offers}; {waits}" if waits else offers
+        if waits:
+            return PeerState.CONFIRMING, waits
         best = self.pairs.get(self.best) if self.best is not None else None
         if best is None or best.is_lost:
             return PeerState.CONFIRMING, "these offers were in use before; a new one is needed"

@@ -7,7 +7,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 
-from pellicle.facts import Address, Epoch, NodeName, Offer, PairId, Rejected, Spi
+from pellicle.facts import (
+    Address,
+    Cipher,
+    Engine,
+    Epoch,
+    NodeName,
+    Offer,
+    PairId,
+    Rejected,
+    Spi,
+)
 
 
 class Direction(StrEnum):
@@ -88,6 +98,11 @@ class Sa:
     peer_epoch: Epoch
     sequence_limit: int = 0
     """Outbound only: at this number the SA is spent."""
+    engine: Engine = Engine.BPF
+    cipher: Cipher = Cipher.CHACHA20_POLY1305
+    slot: int = 0
+    """The number, 1 to 65535, by which this node's marks name the pair: every SA of a pair has
+    the same one, and no two pairs of this node share one. 0: adopted from rows that had none."""
     peer: NodeName = field(default=NodeName(""), compare=False)
     key: bytes = field(default=b"", repr=False, compare=False)
     salt: bytes = field(default=b"", repr=False, compare=False)
@@ -112,6 +127,10 @@ class PeerKeys:
     peer_epoch: Epoch | None = None
     pair: PairId | None = None
     """The one that is sent on, or None: nothing can be sent."""
+    cipher: Cipher | None = None
+    """Of the pair that is sent on."""
+    engine: Engine | None = None
+    """Of the pair that is sent on: what encrypts it on this node."""
     confirmed: bool = False
     """The peer has answered on the newest pair: it sends with these keys too."""
 
@@ -127,14 +146,23 @@ class OwnKeys:
 
 
 @dataclass(frozen=True, slots=True)
+class Send:
+    """What to send to a peer on."""
+
+    pair: PairId
+    engine: Engine
+    """The one that has the pair's SAs."""
+
+
+@dataclass(frozen=True, slots=True)
 class KeyPlan:
     """What ought to be. Equal inputs give equal plans, but for the probes."""
 
     offers: tuple[Offer, ...]
     """To publish, oldest first."""
     sas: Mapping[SaKey, Sa]
-    sends: Mapping[NodeName, PairId]
-    """The pair to send to a peer on; a peer without one gets nothing."""
+    sends: Mapping[NodeName, Send]
+    """By peer; one that is missing gets nothing."""
     probes: tuple[tuple[PairId, int, ProbeKind], ...]
     """To send now, once."""
     peers: tuple[PeerKeys, ...]

@@ -215,6 +215,7 @@ def _node(tree: Tree) -> Node:
             values.each("spec.podCIDRs", spec.pod_cidrs, values.network),
             values.each("spec.offers", spec.offers, _offer),
             (Cipher.CHACHA20_POLY1305,) if spec.ciphers is None else _ciphers(spec.ciphers),
+            spec.longest_packet,
         )
     )
 
@@ -333,6 +334,8 @@ def _node_spec(node: Node) -> Iterator[tuple[str, Any]]:
     yield "addresses", [str(address) for address in node.addresses]
     yield "podCIDRs", [str(cidr) for cidr in node.pod_cidrs]
     yield "ciphers", [str(cipher) for cipher in node.ciphers]
+    if node.longest is not None:
+        yield "longestPacket", node.longest
     yield (
         "offers",
         [

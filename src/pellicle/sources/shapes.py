@@ -17,6 +17,8 @@ from pellicle.values import FieldError, did_you_mean, shown
 from pellicle.wire.yaml import Tree
 
 U32 = Annotated[int, Meta(ge=0, le=(1 << 32) - 1)]
+PacketLength = Annotated[int, Meta(ge=1280, le=(1 << 16) - 1)]
+"""RFC 8200 §5: every IPv6 link carries 1280; no IPv4 packet is longer than the other."""
 S = TypeVar("S", bound=Struct)
 
 
@@ -44,6 +46,7 @@ class NodeSpec(Shape, frozen=True):
     addresses: list[str]
     pod_cidrs: list[str] = msgspec.field(name="podCIDRs", default_factory=list)
     ciphers: list[str] | None = None
+    longest_packet: PacketLength | None = None
     offers: list[OfferShape] = []
 
 
