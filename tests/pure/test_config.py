@@ -16,13 +16,17 @@ from hypothesis import strategies as st
 from pellicle.config import (
     SETTINGS,
     Attach,
+    CipherChoice,
     Config,
     ConfigError,
     ConfigFile,
+    EngineChoice,
+    IpsecOffload,
     LogLevel,
     OuterFamily,
     load,
 )
+from pellicle.facts import Cipher, Engine
 
 GOOD = {
     "enable_encrypt_l3": True,
@@ -55,7 +59,9 @@ def test_without_a_word_the_defaults_hold() -> None:
         node_name="host1",  # type: ignore[arg-type]
         directory=Path("/var/lib/pellicle/cluster"),
         enable_encrypt_l3=False,
-        engine="bpf",  # type: ignore[arg-type]
+        engine=EngineChoice.AUTO,
+        cipher=CipherChoice.AUTO,
+        ipsec_offload=IpsecOffload.AUTO,
         uplink=None,
         addresses=(),
         pod_cidrs=(),
@@ -156,7 +162,9 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"node_name": "N1"}, 'node_name (from --node-name): "N1" is not a DNS-1123 name'),
     ({"directory": "cluster"}, 'directory (from --directory): "cluster" is not an absolute path'),
     ({"enable_encrypt_l3": "maybe"}, '"maybe" is neither true nor false'),
-    ({"engine": "xfrm"}, 'engine (from --engine): "xfrm" is not known: give bpf'),
+    ({"engine": "wg"}, 'engine (from --engine): "wg" is not known: give auto, bpf, xfrm'),
+    ({"cipher": "aes"}, '"aes" is not known: give auto, chacha20-poly1305, aes-128-gcm, aes-256'),
+    ({"ipsec_offload": "on"}, '"on" is not known: give auto, off'),
     ({"uplink": "e/0"}, '"e/0" is not the name of a device'),
     ({"uplink": "sixteen-letters-"}, "is not the name of a device"),
     ({"addresses": "192.0.2.1/24"}, '"192.0.2.1/24" is a CIDR'),
@@ -179,6 +187,10 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({**GOOD, "pod_cidrs": "10.0.0.0/8"}, "10.0.0.0/8 does not lie inside cluster_cidrs"),
     ({"pod_cidrs": "10.9.0.0/24"}, "does not lie inside cluster_cidrs (not set)"),
     ({**GOOD, "addresses": "10.244.1.1"}, "10.244.1.1 lies in pod_cidrs"),
+    (
+        {"engine": "bpf", "cipher": "aes-128-gcm"},
+        "cipher (from --cipher): aes-128-gcm, but the engine bpf (from --engine) has only chacha",
+    ),
     ({"addresses": "192.0.2.1", "outer_family": "6"}, "IPv6, but addresses has no IPv6 address"),
 ]  # fmt: skip
 
@@ -261,6 +273,22 @@ def test_names_follow_from_the_setting(setting: Any) -> None:
     assert setting.flag == "--" + setting.name.replace("_", "-")
     assert setting.variable == "PELLICLE_" + setting.name.upper()
     assert setting.words.endswith(".")
+
+
+@pytest.mark.parametrize("engine", EngineChoice)
+@pytest.mark.parametrize("cipher", CipherChoice)
+def test_every_cipher_has_an_engine(engine: EngineChoice, cipher: CipherChoice) -> None:
+    said = {"engine": engine.value, "cipher": cipher.value}
+    if engine == "bpf" and cipher.startswith("aes"):
+        assert len(problems(said)) == 1
+    else:
+        config = loaded(said)
+        assert (config.engine, config.cipher) == (engine, cipher)
+
+
+def test_what_can_be_chosen_is_what_there_is() -> None:
+    assert {*EngineChoice} - {"auto"} == {*Engine}
+    assert {*CipherChoice} - {"auto"} == {*Cipher}
 
 
 def test_addresses_are_addresses() -> None:

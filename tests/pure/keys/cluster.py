@@ -16,8 +16,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, ip_address
 
-from pellicle.facts import Address, Node, NodeName, Offer, PairId
-from pellicle.keys.pairing import Direction, KeyPlan, Keyring, LocalNode, Sa, SaKey
+from pellicle.facts import Address, Cipher, Engine, Node, NodeName, Offer, PairId
+from pellicle.keys.derivation import best_cipher
+from pellicle.keys.pairing import Direction, KeyPlan, Keyring, LocalNode, Sa, SaKey, Send
 from pellicle.keys.secret import Secret
 from pellicle.table import Reconciler, Table
 
@@ -28,14 +29,37 @@ REFRESH = 30.0
 SECRET = Secret.derive(bytes(range(32)))
 
 
+@dataclass(frozen=True)
+class Kit:
+    """What a life of an agent encrypts with."""
+
+    engine: Engine
+    ciphers: tuple[Cipher, ...]
+
+    def has(self, sa: Sa) -> bool:
+        return sa.engine is self.engine and sa.cipher in self.ciphers
+
+
+BPF = Kit(Engine.BPF, (Cipher.CHACHA20_POLY1305,))
+XFRM = Kit(Engine.XFRM, (Cipher.CHACHA20_POLY1305, Cipher.AES_128_GCM, Cipher.AES_256_GCM))
+KITS = (
+    BPF,
+    XFRM,
+    Kit(Engine.XFRM, (Cipher.AES_128_GCM, Cipher.CHACHA20_POLY1305)),
+    Kit(Engine.XFRM, (Cipher.AES_256_GCM,)),
+)
+
+
 @dataclass(eq=False)
 class Agent:
     """One life of a node's agent."""
 
     ring: Keyring
     sas: Reconciler[SaKey, Sa]
-    encrypt: Reconciler[Address, PairId]
+    encrypt: Reconciler[Address, Send]
     plan: KeyPlan | None = None
+    slots: dict[int, PairId] = field(default_factory=dict)
+    """Which pair each was given to, in all of this life."""
 
 
 @dataclass(eq=False)
@@ -46,6 +70,7 @@ class Member:
     name: NodeName
     addresses: tuple[Address, ...]
     kernel: Kernel
+    kit: Kit = BPF
     agent: Agent | None = None
     view: dict[NodeName, Node] = field(default_factory=dict)
 
@@ -53,12 +78,12 @@ class Member:
         """The agent starts and finds `found` in its own record."""
         ring = Keyring(
             LocalNode(self.name, self.addresses), SECRET, self.world.dice.randbytes,
-            drain_seconds=DRAIN,
+            ciphers=self.kit.ciphers, engine=self.kit.engine, drain_seconds=DRAIN,
         )  # fmt: skip
         sas: Reconciler[SaKey, Sa] = Reconciler(
             Table("sas"), SaMap(self.kernel), Table("sas up"), once=True
         )
-        encrypt: Reconciler[Address, PairId] = Reconciler(
+        encrypt: Reconciler[Address, Send] = Reconciler(
             Table("encrypt"), EncryptMap(self.kernel), Table("encrypt up")
         )
         self.kernel.events.clear()
@@ -92,8 +117,13 @@ class Member:
 
     def _plan(self, agent: Agent) -> None:
         agent.ring.standing(agent.sas.applied.rows.values())
-        agent.ring.sending(agent.encrypt.applied.rows.values())
+        agent.ring.sending(send.pair for send in agent.encrypt.applied.rows.values())
         agent.plan = agent.ring.plan(self.world.now)
+        for at, sa in agent.plan.sas.items():
+            if agent.slots.setdefault(sa.slot, sa.pair) != sa.pair:
+                raise BrokenPromiseError(f"{self.name} gave slot {sa.slot} to two pairs")
+            if at not in self.kernel.rows and not self.kit.has(sa):
+                raise BrokenPromiseError(f"{self.name} has {self.kit}: {sa}")
 
     def _put_sas(self, agent: Agent) -> None:
         assert agent.plan
@@ -106,8 +136,8 @@ class Member:
         assert agent.plan
         agent.encrypt.desired.replace(
             {
-                self.view[name].addresses[0]: pair
-                for name, pair in agent.plan.sends.items()
+                self.view[name].addresses[0]: send
+                for name, send in agent.plan.sends.items()
                 if name in self.view
             }
         )
@@ -122,27 +152,29 @@ class Member:
 
     def _publish(self, agent: Agent) -> None:
         assert agent.plan
-        last = self.world.directory[self.name][-1] if self.world.directory[self.name] else None
-        if last is None or last.offers != agent.plan.offers:
-            self.world.directory[self.name].append(
-                Node(self.name, self.addresses, (), agent.plan.offers)
-            )
+        record = Node(self.name, self.addresses, (), agent.plan.offers, self.kit.ciphers)
+        if self.world.directory[self.name][-1:] != [record]:
+            self.world.directory[self.name].append(record)
 
     def check_sends(self, other: Member) -> None:
         """Whatever this node would send now, the other can open."""
-        pair = self.kernel.encrypt.get(other.addresses[0])
+        send = self.kernel.encrypt.get(other.addresses[0])
         for row in self.kernel.rows.values():
             sa = row.sa
-            if sa.direction is Direction.OUT and sa.pair == pair:
-                other.check_opens(Packet(sa.source, sa.destination, sa.spi, row.key, 0, pair))
+            if sa.direction is Direction.OUT and send and sa.pair == send.pair:
+                if sa.engine is not send.engine:
+                    raise BrokenPromiseError(f"{self.name} names {send.engine}, but {sa}")
+                other.check_opens(
+                    Packet(sa.source, sa.destination, sa.spi, sa.cipher, row.key, 0, sa.pair)
+                )
 
     def send_data(self, other: Member) -> bool:
         """One packet to each SA of the pair in use; the other must be able to open them."""
-        pair = self.kernel.encrypt.get(other.addresses[0])
-        if pair is None:
+        send = self.kernel.encrypt.get(other.addresses[0])
+        if send is None:
             return False
         for number in range(4):
-            packet = self.kernel.seal(pair, number, None)
+            packet = self.kernel.seal(send.pair, number, None)
             if packet is None:
                 if not self.kernel.excused:
                     raise BrokenPromiseError(f"{self.name} names a pair without outbound SAs")
@@ -173,11 +205,13 @@ class Cluster(World):
         return member
 
     def excuse(self, member: Member, keys: Iterable[bytes]) -> None:
-        """What a node takes away because its directory has no peer any more."""
+        """What a node takes away because its directory has no peer, or none of its ciphers."""
         known = {
             node.addresses[0]
             for name, node in member.view.items()
-            if node.offers and node in self.directory[name]
+            if node.offers
+            and node in self.directory[name]
+            and best_cipher(member.kit.ciphers, node.ciphers)
         }
         if any(other.addresses[0] not in known for other in self.others(member)):
             member.kernel.excused |= set(keys)
@@ -261,13 +295,20 @@ class Cluster(World):
         assert one.agent.plan
         keys = next(keys for keys in one.agent.plan.peers if keys.node == other.name)
         says = f"{one.name} to {other.name} at {self.now}: {keys}"
+        left = {sa.pair for sa in one.agent.plan.sas.values() if sa.node == other.addresses[0]}
+        cipher = best_cipher(one.kit.ciphers, other.kit.ciphers)
+        if cipher is None:
+            assert (keys.state, keys.pair) == ("no-offer", None), says
+            assert other.addresses[0] not in one.kernel.encrypt, says
+            assert not left, says
+            return
         mine, theirs = (self.directory[member.name][-1].offers for member in (one, other))
         assert keys.state == "ready", says
         assert keys.confirmed, says
         assert (keys.local_epoch, keys.peer_epoch) == (mine[-1].epoch, theirs[-1].epoch), says
-        assert one.kernel.encrypt[other.addresses[0]] == keys.pair, says
-        assert other.kernel.encrypt[one.addresses[0]] == keys.pair, says
-        left = {sa.pair for sa in one.agent.plan.sas.values() if sa.node == other.addresses[0]}
+        assert (keys.cipher, keys.engine) == (cipher, one.kit.engine), says
+        assert one.kernel.encrypt[other.addresses[0]].pair == keys.pair, says
+        assert other.kernel.encrypt[one.addresses[0]].pair == keys.pair, says
         assert left == {keys.pair}, f"{says}: {len(left)} pairs are left"
         assert len(mine) == 1, f"{one.name} still publishes {len(mine)} offers"
 

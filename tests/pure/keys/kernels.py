@@ -6,8 +6,9 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
-from pellicle.facts import Address, PairId
-from pellicle.keys.pairing import Direction, ProbeKind, Sa, SaKey
+from pellicle.facts import Address, Cipher, Engine, PairId
+from pellicle.keys.derivation import CIPHER_KEY_BYTES, SALT_BYTES
+from pellicle.keys.pairing import Direction, ProbeKind, Sa, SaKey, Send
 
 
 @dataclass(eq=False)
@@ -28,6 +29,7 @@ class Packet:
     source: Address
     destination: Address
     spi: int
+    cipher: Cipher
     key: bytes
     sequence: int
     pair: PairId
@@ -74,10 +76,10 @@ class EncryptMap:
 
     kernel: Kernel
 
-    def read(self) -> Mapping[Address, PairId]:
+    def read(self) -> Mapping[Address, Send]:
         return dict(self.kernel.encrypt)
 
-    def put(self, rows: Mapping[Address, PairId]) -> Mapping[Address, OSError]:
+    def put(self, rows: Mapping[Address, Send]) -> Mapping[Address, OSError]:
         self.kernel.encrypt.update(rows)
         return {}
 
@@ -94,7 +96,7 @@ class Kernel:
     world: World
     address: Address
     rows: dict[SaKey, Row] = field(default_factory=dict)
-    encrypt: dict[Address, PairId] = field(default_factory=dict)
+    encrypt: dict[Address, Send] = field(default_factory=dict)
     events: list[tuple[PairId, ProbeKind | None]] = field(default_factory=list)
     installed: set[tuple[Direction, bytes]] = field(default_factory=set)
     excused: set[bytes] = field(default_factory=set)
@@ -102,8 +104,12 @@ class Kernel:
 
     def install(self, at: SaKey, sa: Sa) -> None:
         key = sa.key + sa.salt
-        if len(key) != 36:
-            raise BrokenPromiseError(f"an SA without a key was put: {sa}")
+        if len(key) != CIPHER_KEY_BYTES[sa.cipher] + SALT_BYTES:
+            raise BrokenPromiseError(f"an SA without a key of its cipher was put: {sa}")
+        if sa.engine is Engine.BPF and sa.cipher is not Cipher.CHACHA20_POLY1305:
+            raise BrokenPromiseError(f"the engine cannot do that: {sa}")
+        if not 1 <= sa.slot <= 65535:
+            raise BrokenPromiseError(f"no mark can name it: {sa}")
         if at in self.rows:
             raise BrokenPromiseError(f"an SA was put over one that stands: {sa}")
         if (sa.direction, key) in self.installed:
@@ -127,8 +133,9 @@ class Kernel:
             if sa.direction is Direction.OUT and (sa.pair, sa.number) == (pair, number):
                 row.top += 1
                 return Packet(
-                    sa.source, sa.destination, sa.spi, row.key, row.top, pair, probe, self.world.now
-                )
+                    sa.source, sa.destination, sa.spi, sa.cipher, row.key, row.top, pair, probe,
+                    self.world.now,
+                )  # fmt: skip
         return None
 
     def opens(self, packet: Packet) -> Row | None:
@@ -138,7 +145,7 @@ class Kernel:
                 sa.direction is Direction.IN
                 and (sa.source, sa.destination, sa.spi)
                 == (packet.source, packet.destination, packet.spi)
-                and row.key == packet.key
+                and (sa.cipher, row.key) == (packet.cipher, packet.key)
             ):
                 return row
         return None

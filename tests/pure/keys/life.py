@@ -7,8 +7,9 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
+from typing import Any
 
-from pellicle.facts import Address, Epoch, Node, NodeName, Offer, PairId
+from pellicle.facts import Address, Cipher, Engine, Epoch, Node, NodeName, Offer, PairId
 from pellicle.keys.offers import OwnOffer
 from pellicle.keys.pairing import (
     Direction,
@@ -54,6 +55,15 @@ def node(name: str, *offers: Offer, at: tuple[str, ...] = ("192.0.2.9",)) -> Nod
     return Node(NodeName(name), addresses(*at), (), offers)
 
 
+def ring_of(
+    *at: Address,
+    ciphers: tuple[Cipher, ...] = (Cipher.CHACHA20_POLY1305,),
+    engine: Engine = Engine.BPF,
+    **others: Any,
+) -> Keyring:
+    return Keyring(LocalNode(ME, at), SECRET, DICE, ciphers=ciphers, engine=engine, **others)
+
+
 @dataclass
 class Life:
     """An agent's: `up` is what stands in its kernel, `plan` its last one."""
@@ -62,11 +72,13 @@ class Life:
     found: tuple[Offer, ...] = ()
     up: dict[SaKey, Sa] = field(default_factory=dict)
     now: float = 1000.0
+    ciphers: tuple[Cipher, ...] = (Cipher.CHACHA20_POLY1305,)
+    engine: Engine = Engine.BPF
     ring: Keyring = field(init=False)
     plan: KeyPlan = field(init=False)
 
     def __post_init__(self) -> None:
-        self.ring = Keyring(LocalNode(ME, (MY_ADDRESS,)), SECRET, DICE)
+        self.ring = ring_of(MY_ADDRESS, ciphers=self.ciphers, engine=self.engine)
         self.ring.start(self.found, self.up.values())
         self.know(*self.nodes)
 
@@ -91,7 +103,7 @@ class Life:
 
     def send(self) -> KeyPlan:
         """The kernel sends as the plan says."""
-        self.ring.sending(self.plan.sends.values())
+        self.ring.sending(send.pair for send in self.plan.sends.values())
         return self.look()
 
     def install(self) -> KeyPlan:
@@ -131,6 +143,11 @@ class Life:
         """The peer answers on a pair, and this node sends on it."""
         self.hear(pair, ANSWER)
         return self.send()
+
+    @property
+    def sends(self) -> dict[str, PairId]:
+        """The pair that is sent on, by peer."""
+        return {name: send.pair for name, send in self.plan.sends.items()}
 
     @property
     def published(self) -> list[int]:

@@ -16,7 +16,9 @@ import hypothesis.strategies as st
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from .cluster import Cluster, Member, cluster_of
+from pellicle.facts import Cipher
+
+from .cluster import KITS, Cluster, Kit, Member, cluster_of
 
 MEMBERS = st.integers(0, 2)
 ACTS = st.none() | st.integers(0, 3)
@@ -31,10 +33,16 @@ class AnyLife(RuleBasedStateMachine):
         members = list(self.world.members.values())
         return members[number % len(members)]
 
-    @initialize(count=st.integers(2, 3), seed=st.integers(0, 2**32), rounds=st.integers(0, 8))
-    def begin(self, count: int, seed: int, rounds: int) -> None:
+    @initialize(
+        count=st.integers(2, 3),
+        seed=st.integers(0, 2**32),
+        rounds=st.integers(0, 8),
+        kits=st.lists(st.sampled_from(KITS), min_size=3, max_size=3),
+    )
+    def begin(self, count: int, seed: int, rounds: int, kits: list[Kit]) -> None:
         self.world = cluster_of(count, seed)
-        for member in self.world.members.values():
+        for member, kit in zip(self.world.members.values(), kits, strict=False):
+            member.kit = kit
             member.start(())
         for _ in range(rounds):
             self.world.deliver_records()
@@ -67,10 +75,15 @@ class AnyLife(RuleBasedStateMachine):
     def kill(self, number: int) -> None:
         self.member(number).agent = None
 
-    @rule(number=MEMBERS, age=st.sampled_from([0, 0, 0, 1, 2]))
-    def restart(self, number: int, age: int) -> None:
-        """`age`: how old the own record is that the agent finds."""
+    @rule(
+        number=MEMBERS,
+        age=st.sampled_from([0, 0, 0, 1, 2]),
+        kit=st.none() | st.sampled_from(KITS),
+    )
+    def restart(self, number: int, age: int, kit: Kit | None) -> None:
+        """`age`: how old the own record is that the agent finds; `kit`: another one."""
         member = self.member(number)
+        member.kit = kit or member.kit
         versions = self.world.directory[member.name]
         member.start(versions[-1 - min(age, len(versions) - 1)].offers if versions else ())
 
@@ -83,9 +96,9 @@ class AnyLife(RuleBasedStateMachine):
     @rule(number=MEMBERS, other=MEMBERS)
     def spend(self, number: int, other: int) -> None:
         member = self.member(number)
-        pair = member.kernel.encrypt.get(self.member(other).addresses[0])
-        if member.agent and pair is not None:
-            member.agent.ring.spent(pair)
+        send = member.kernel.encrypt.get(self.member(other).addresses[0])
+        if member.agent and send is not None:
+            member.agent.ring.spent(send.pair)
 
     @rule()
     def refresh(self) -> None:
@@ -145,7 +158,11 @@ class AnyLife(RuleBasedStateMachine):
     def lose_record(self, number: int, other: int) -> None:
         self.member(number).view.pop(self.member(other).name, None)
 
-    @rule(number=MEMBERS, other=MEMBERS, what=st.sampled_from(["proof", "epoch", "count", "none"]))
+    @rule(
+        number=MEMBERS,
+        other=MEMBERS,
+        what=st.sampled_from(["proof", "epoch", "count", "none", *Cipher]),
+    )
     def forge_record(self, number: int, other: int, what: str) -> None:
         member, name = self.member(number), self.member(other).name
         node = member.view.get(name)
@@ -158,7 +175,11 @@ class AnyLife(RuleBasedStateMachine):
             "count": (offer,) * 3,
             "none": (),
         }
-        member.view[name] = replace(node, offers=forged[what])
+        member.view[name] = (
+            replace(node, offers=forged[what])
+            if what in forged
+            else replace(node, ciphers=(Cipher(what),))
+        )
 
     @rule(seconds=st.sampled_from([0.01, 0.1, 1.0, 4.0, 11.0, 31.0, 70.0, 400.0]))
     def pass_time(self, seconds: float) -> None:

@@ -12,9 +12,9 @@ from pellicle.facts import Epoch, NodeName, PairId
 from pellicle.keys import pairing
 from pellicle.keys.offers import OwnOffer
 from pellicle.keys.pair import Pair
-from pellicle.keys.pairing import Direction, LocalNode, ProbeKind
+from pellicle.keys.pairing import Direction, ProbeKind
 
-from .life import ANSWER, ASK, DICE, ME, MY_ADDRESS, SECRET, Life, agreed, node, offer, rotated
+from .life import ANSWER, ASK, ME, MY_ADDRESS, Life, agreed, node, offer, ring_of, rotated
 
 IN, OUT = Direction.IN, Direction.OUT
 
@@ -32,11 +32,11 @@ def test_what_vanishes_is_burned_and_a_new_offer_follows(direction: Direction) -
     assert gone not in life.plan.sas
     assert [own.epoch for own in life.plan.own] == [1, 2]
     assert len(life.rows(pair)) == 7
-    assert bool(life.plan.sends) is (direction is IN)
+    assert bool(life.sends) is (direction is IN)
     life.install()
     life.agree(life.pair(2, 1))
     assert life.published == [2]
-    assert life.plan.sends == {"n1": life.pair(2, 1)}
+    assert life.sends == {"n1": life.pair(2, 1)}
 
 
 def test_nothing_of_a_burned_pair_comes_back() -> None:
@@ -84,19 +84,19 @@ def test_after_a_break_a_lower_pair_needs_fresh_proof() -> None:
     old, new = life.pair(1, 1), life.pair(2, 1)
     life.hear(new, ASK)
     life.send()
-    assert life.plan.sends == {"n1": new}
+    assert life.sends == {"n1": new}
     life.vanish(*life.rows(new, OUT))
-    assert life.plan.sends == {}
+    assert life.sends == {}
     assert old in life.probes(ASK)
     life.hear(old, ANSWER)
-    assert life.plan.sends == {"n1": old}
+    assert life.sends == {"n1": old}
 
 
 def test_what_happens_on_a_higher_pair_does_not_matter_to_it() -> None:
     life = rotated()
     life.hear(life.pair(2, 1), ASK)
     life.vanish(*life.rows(life.pair(1, 1)))
-    assert life.plan.sends == {"n1": life.pair(2, 1)}
+    assert life.sends == {"n1": life.pair(2, 1)}
 
 
 def test_both_nodes_rank_their_pairs_alike() -> None:
@@ -144,7 +144,7 @@ def test_a_withdrawn_offer_forgets_its_private_half(monkeypatch: pytest.MonkeyPa
 def test_a_restart_adopts_what_stands_and_moves_on() -> None:
     before = agreed()
     life = before.restart()
-    assert life.plan.sends == {"n1": before.pair(1, 1)}
+    assert life.sends == {"n1": before.pair(1, 1)}
     adopted = [sa for sa in life.plan.sas.values() if sa.local_epoch == 1]
     assert adopted == list(before.up.values())
     assert {sa.key for sa in adopted} == {b""}
@@ -193,7 +193,7 @@ def test_what_belongs_to_nobody_is_drained() -> None:
     life = before.restart()
     life.know()
     life = Life([], life.plan.offers, before.up, before.now)
-    assert life.plan.sends == {}
+    assert life.sends == {}
     assert life.pairs() == {(1, 1)}
     assert life.plan.wake == life.now + 10
     life.look(9.9)
@@ -204,7 +204,7 @@ def test_what_belongs_to_nobody_is_drained() -> None:
 
 def test_nothing_is_taken_away_before_the_nodes_are_listed() -> None:
     before = agreed()
-    ring = pairing.Keyring(LocalNode(ME, ()), SECRET, DICE)
+    ring = ring_of()
     ring.start(before.plan.offers, before.up.values())
     for now in (0.0, 1000.0):
         plan = ring.plan(now)
@@ -268,7 +268,7 @@ def test_an_unchanged_plan_is_the_same_plan() -> None:
 
 def test_it_never_wakes_for_what_it_cannot_change() -> None:
     """A short lifetime, and a peer that keeps the rotation from ending: a plan now and then."""
-    ring = pairing.Keyring(LocalNode(ME, (MY_ADDRESS,)), SECRET, DICE, lifetime_seconds=20)
+    ring = ring_of(MY_ADDRESS, lifetime_seconds=20)
     ring.start((), ())
     ring.peers({NodeName("n1"): node("n1", offer("n1", 1))})
     now, plans = 0.0, 0
@@ -295,4 +295,4 @@ def test_strange_pairs_are_nobodys() -> None:
 
 def test_a_plan_needs_a_start() -> None:
     with pytest.raises(AssertionError, match="start"):
-        pairing.Keyring(LocalNode(ME, ()), SECRET, DICE).plan(0.0)
+        ring_of().plan(0.0)

@@ -18,6 +18,8 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 PAGE = Path(__file__).parents[3] / "docs" / "keys.md"
 VECTORS: dict[str, Any] = json.loads(PAGE.read_text().split("```json\n")[1].split("```")[0])
 ALPHA, BETA = VECTORS["nodes"]
+PAIRS: list[dict[str, Any]] = VECTORS["pairs"]
+KEY_BYTES = {"chacha20-poly1305": 32, "aes-128-gcm": 16, "aes-256-gcm": 32}
 SECRET = bytes.fromhex(VECTORS["secret"].split()[2])
 
 
@@ -64,30 +66,34 @@ def test_both_nodes_extract_the_same(own: dict[str, Any], peer: dict[str, Any]) 
     assert prk.hex() == VECTORS["prk"]
 
 
-def test_the_pair_has_a_name() -> None:
-    digest = hashlib.sha256(labelled("pellicle pair 1") + end(ALPHA) + end(BETA)).digest()
-    assert digest[:8].hex() == VECTORS["pair"]
+@pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: pair["cipher"])
+def test_each_pair_has_a_name(pair: dict[str, Any]) -> None:
+    info = labelled("pellicle pair 1") + labelled(pair["cipher"]) + end(ALPHA) + end(BETA)
+    assert hashlib.sha256(info).digest()[:8].hex() == pair["pair"]
 
 
+@pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: pair["cipher"])
 @pytest.mark.parametrize(
     ("direction", "sender", "receiver"),
     [("alpha_to_beta", ALPHA, BETA), ("beta_to_alpha", BETA, ALPHA)],
 )
 def test_every_sa_has_its_keys(
-    direction: str, sender: dict[str, Any], receiver: dict[str, Any]
+    pair: dict[str, Any], direction: str, sender: dict[str, Any], receiver: dict[str, Any]
 ) -> None:
-    prk = bytes.fromhex(VECTORS["prk"])
-    bound = labelled(VECTORS["cipher"]) + end(sender) + end(receiver)
+    prk, length = bytes.fromhex(VECTORS["prk"]), KEY_BYTES[pair["cipher"]]
+    bound = labelled(pair["cipher"]) + end(sender) + end(receiver)
     raw = int.from_bytes(expand(prk, labelled("pellicle spi 1") + bound, 4), "big")
     first = raw & ~3 if raw & ~3 >= 256 else (raw & ~3) + 256
-    assert len(VECTORS[direction]) == 4
-    for number, sa in enumerate(VECTORS[direction]):
-        okm = expand(prk, labelled("pellicle esp 1") + bound + bytes([number]), 36)
+    assert len(pair[direction]) == 4
+    for number, sa in enumerate(pair[direction]):
+        okm = expand(prk, labelled("pellicle esp 1") + bound + bytes([number]), length + 4)
         assert (sa["number"], sa["spi"]) == (number, f"{first + number:08x}")
-        assert (sa["key"], sa["salt"]) == (okm[:32].hex(), okm[32:].hex())
+        assert (sa["key"], sa["salt"]) == (okm[:length].hex(), okm[length:].hex())
 
 
 def test_no_two_sas_share_anything() -> None:
-    sas = [*VECTORS["alpha_to_beta"], *VECTORS["beta_to_alpha"]]
-    for field in ("spi", "key"):
+    sas = [sa for pair in PAIRS for sa in (*pair["alpha_to_beta"], *pair["beta_to_alpha"])]
+    assert len(sas) == 3 * 8
+    for field in ("spi", "key", "salt"):
         assert len({sa[field] for sa in sas}) == len(sas)
+    assert len({pair["pair"] for pair in PAIRS}) == len(PAIRS) == len(KEY_BYTES)

@@ -123,6 +123,7 @@ nodes = st.builds(
     cidrs(),
     offers(),
     st.lists(st.sampled_from(list(Cipher)), min_size=1, unique=True).map(tuple),
+    st.none() | st.integers(1280, 65535),
 )
 identity_numbers = st.integers(256, LAST_CLAIMED_IDENTITY).map(IdentityNumber)
 identities = st.builds(

@@ -79,8 +79,19 @@ def test_a_node_is_read() -> None:
             (ip_network("10.244.1.0/24"), ip_network("fd00:244:0:1::/64")),
             (offer(3),),
             (Cipher.CHACHA20_POLY1305,),
+            None,
         ),
     )
+
+
+def test_a_node_says_what_it_can_do() -> None:
+    text = NODE.replace("[chacha20-poly1305]", "[aes-256-gcm, chacha20-poly1305]")
+    (found,) = read("x", f"{text}  longestPacket: 2046\n".encode()).documents
+    assert isinstance(found.resource, Node)
+    assert found.resource.ciphers == (Cipher.AES_256_GCM, Cipher.CHACHA20_POLY1305)
+    assert found.resource.longest == 2046
+    assert "longestPacket: 2046" in write(found.resource)
+    assert "longestPacket" not in write(replace(found.resource, longest=None))
 
 
 def test_an_endpoint_is_read() -> None:
@@ -318,6 +329,11 @@ REJECTED = [
         NODE.replace("[chacha20-poly1305]", "[aes-128-gcm, aes-128-gcm]"),
         "spec.ciphers: one is given twice",
     ),
+    (NODE + "  longestPacket: 1279\n", "spec.longestPacket: expected `int` >= 1280"),
+    (NODE + "  longestPacket: 65536\n", "spec.longestPacket: expected `int` <= 65535"),
+    (NODE + "  longestPacket: any\n", "spec.longestPacket: must be a whole number, is text"),
+    (NODE + "  longestPacket:\n", "spec.longestPacket: must be a whole number, is empty"),
+    (NODE + "  longest: 2046\n", "did you mean longestPacket?"),
     # Identities and labels.
     (
         ENDPOINT.replace("15018657", "2"),
