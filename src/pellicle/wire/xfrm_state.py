@@ -36,6 +36,7 @@ from pellicle.wire.nlmsg import (
     attribute,
     attributes,
     read_u32,
+    u8,
 )
 from pellicle.wire.xfrm_frame import AF_INET, AF_INET6, FAMILY, IPPROTO_ESP, Mark
 
@@ -179,8 +180,8 @@ def remove_state(key: StateKey) -> Request:
 
 
 def dump_states() -> Request:
-    """Lists all states."""
-    return Request(XFRM_MSG_GETSA, DUMP, b"")
+    """Lists the states of ESP."""
+    return Request(XFRM_MSG_GETSA, DUMP, u8(_XFRMA_PROTO, IPPROTO_ESP))
 
 
 def read_state(reply: Reply) -> tuple[State, StateCounts] | None:
