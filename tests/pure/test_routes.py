@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
 import pytest
@@ -10,17 +11,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from pellicle.datapath.programs import DOOR_HOST
+from pellicle.datapath.programs import DOOR_HOST, DOOR_XFRM
 from pellicle.encryption.paths import HOLDS_SECONDS, PathMtus
 from pellicle.encryption.routes import (
+    ANY_LENGTH,
     DEFAULTS,
     ESP_BYTES,
+    LAST_RESORT,
     OUTER_BYTES,
     RoutePlan,
     inner_mtu,
     path_mtu,
 )
-from pellicle.facts import Address, Link, Node, NodeName
+from pellicle.encryption.table import EncryptRow, key_for
+from pellicle.facts import Address, Engine, Link, Node, NodeName, PairId
 from pellicle.table import Table
 from pellicle.wire.netlink import RouteKind, Rule
 
@@ -40,8 +44,10 @@ FOREIGN = Node(NodeName("n4"), (), (ip_network("10.244.4.0/24"),))
 LINKS = {
     "eth0": Link("eth0", 2, "", 1500, is_up=True),
     DOOR_HOST: Link(DOOR_HOST, 5, "", 1500, is_up=True),
+    DOOR_XFRM: Link(DOOR_XFRM, 6, "", 1500, is_up=True),
 }
-PLAN = RoutePlan(HERE.name, "eth0", 200, "auto", LONGEST)
+PLAN = RoutePlan(HERE.name, "eth0", 200, "auto", Engine.BPF, LONGEST)
+KERNELS = replace(PLAN, engine=Engine.XFRM, longest=ANY_LENGTH)
 
 
 def nodes(*others: Node) -> dict[NodeName, Node]:
@@ -66,7 +72,7 @@ def test_the_longest_packet_fits_and_one_more_byte_does_not(uplink: int, version
 
 
 def test_peers_are_reached_through_the_door_and_nothing_marked_goes_elsewhere() -> None:
-    rows = PLAN.routes(nodes(BOTH), LINKS, {})
+    rows = PLAN.routes(nodes(BOTH), LINKS, {}, {})
     shown = {(str(r.destination), r.table, r.kind, r.device, r.mtu) for r in rows.values()}
     unicast = RouteKind.UNICAST
     assert shown == {
@@ -84,7 +90,7 @@ def test_peers_are_reached_through_the_door_and_nothing_marked_goes_elsewhere() 
 
 
 def test_the_mtu_follows_the_family_outside_and_the_path() -> None:
-    rows = PLAN.routes(nodes(BOTH, SIX), LINKS, {ip_address("192.0.2.2"): 1400})
+    rows = PLAN.routes(nodes(BOTH, SIX), LINKS, {ip_address("192.0.2.2"): 1400}, {})
     mtus = {str(r.destination): r.mtu for r in rows.values() if r.table == 254}
     assert mtus["10.244.2.0/24"] == 1346
     assert mtus["10.244.3.0/24"] == 1426
@@ -95,14 +101,51 @@ def test_without_door_or_uplink_what_is_marked_goes_nowhere(missing: str) -> Non
     """Above all not on to the main table, which knows a way in the clear."""
     links = {name: link for name, link in LINKS.items() if name != missing}
     known = {BOTH.name: BOTH} if missing == "record" else nodes(BOTH)
-    rows = PLAN.routes(known, links, {})
-    assert {(r.destination, r.table, r.kind) for r in rows.values()} == {
-        (default, 200, RouteKind.BLACKHOLE) for default in DEFAULTS
-    }
+    rows = PLAN.routes(known, links, {}, {})
+    assert {(default, 200, LAST_RESORT) for default in DEFAULTS} <= rows.keys()
+    assert {r.kind for r in rows.values()} <= {RouteKind.BLACKHOLE, RouteKind.THROW}
+
+
+def test_each_engine_has_its_door() -> None:
+    """And peers that are sent to on an old pair of the kernel's keep that door."""
+    kernels = {key_for(BOTH): EncryptRow(PairId(7), Engine.XFRM)}
+    for plan, encrypt, door in (
+        (PLAN, {}, 5),
+        (PLAN, kernels, 6),
+        (KERNELS, {}, 6),
+        (KERNELS, {key_for(BOTH): EncryptRow(PairId(7), Engine.BPF)}, 6),
+    ):
+        rows = plan.routes(nodes(BOTH), LINKS, {}, encrypt)
+        assert {r.device for r in rows.values() if r.kind is RouteKind.UNICAST} == {door}
+
+
+def test_without_the_kernels_door_nothing_takes_the_other() -> None:
+    links = {name: link for name, link in LINKS.items() if name != DOOR_XFRM}
+    rows = KERNELS.routes(nodes(BOTH), links, {}, {})
+    assert RouteKind.UNICAST not in {r.kind for r in rows.values()}
+
+
+@pytest.mark.parametrize(
+    ("plan", "longest", "mtu"),
+    [
+        ("PLAN", None, LONGEST),
+        ("KERNELS", None, 8946),
+        ("KERNELS", LONGEST, LONGEST),
+        ("KERNELS", 65535, 8946),
+    ],
+    ids=["our engine's limit", "none", "the peer's limit", "the uplink's"],
+)
+def test_no_packet_is_longer_than_both_ends_can_carry(
+    plan: str, longest: int | None, mtu: int
+) -> None:
+    links = {**LINKS, "eth0": Link("eth0", 2, "", 9000, is_up=True)}
+    peer = replace(BOTH, longest=longest)
+    rows = globals()[plan].routes(nodes(peer), links, {}, {})
+    assert {r.mtu for r in rows.values() if r.kind is RouteKind.UNICAST} == {mtu}
 
 
 def test_nothing_is_routed_to_a_node_that_no_tunnel_can_reach() -> None:
-    rows = PLAN.routes(nodes(FOREIGN), LINKS, {})
+    rows = PLAN.routes(nodes(FOREIGN), LINKS, {}, {})
     assert {r.kind for r in rows.values()} == {RouteKind.BLACKHOLE, RouteKind.THROW}
 
 

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""XFRM states and policies, planned from SAs and nodes alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from ipaddress import ip_address, ip_network
+
+import pytest
+
+from pellicle.datapath.xfrm_device import IF_ID
+from pellicle.encryption import policies
+from pellicle.encryption import table as encryption_table
+from pellicle.encryption.states import IN_MASK, REPLAY_WINDOW, REQIDS, state_of
+from pellicle.encryption.table import EncryptKey, EncryptRow
+from pellicle.facts import Cipher, Engine, Epoch, Node, NodeName, PairId, Spi
+from pellicle.keys.rows import Direction, Sa, SaKey, Send
+from pellicle.wire.xfrm import Action, Mark, PolicyDirection, StateFlags
+
+N2 = NodeName("n2")
+PEER = Node(
+    N2,
+    (ip_address("192.0.2.2"), ip_address("2001:db8::2")),
+    (ip_network("10.244.2.0/24"), ip_network("fd00:244:2::/64")),
+)
+PREFIXES = {"10.244.2.0/24", "fd00:244:2::/64"}
+ADDRESSES = {"192.0.2.2/32", "2001:db8::2/128"}
+PAIR = PairId(0xABCD)
+
+
+def sa(number: int, direction: Direction = Direction.OUT, slot: int = 7) -> Sa:
+    here, there = ip_address("192.0.2.1"), ip_address("192.0.2.2")
+    source, destination = (here, there) if direction is Direction.OUT else (there, here)
+    return Sa(
+        direction, PAIR, number, Spi(0x1000 + number), source, destination, there, Epoch(1),
+        Epoch(2), sequence_limit=1 << 40, engine=Engine.XFRM, cipher=Cipher.AES_128_GCM,
+        slot=slot, key=b"k" * 16, salt=b"salt",
+    )  # fmt: skip
+
+
+def rows(*sas: Sa) -> dict[SaKey, Sa]:
+    return {each.at: each for each in sas}
+
+
+OUTBOUND = rows(*(sa(number) for number in range(4)))
+NODES = {N2: PEER}
+
+
+def test_each_sa_reaches_the_pods_and_the_first_one_the_node_too() -> None:
+    found: dict[int, set[str]] = {}
+    for policy in policies.plan(Engine.XFRM, OUTBOUND, NODES).values():
+        if policy.template and policy.direction is PolicyDirection.OUT:
+            assert policy.mark
+            number = policy.template.spi - 0x1000
+            assert policy.mark == Mark(7 << 16 | number << 12 | 0xE00, 0xFFFF3F00)
+            assert policy.template.reqid == REQIDS | 7
+            assert not policy.source.prefixlen
+            found.setdefault(number, set()).add(str(policy.destination))
+    assert found == {0: PREFIXES | ADDRESSES, **dict.fromkeys((1, 2, 3), PREFIXES)}
+
+
+def test_what_nothing_fits_is_blocked_last_of_all() -> None:
+    planned = list(policies.plan(Engine.XFRM, OUTBOUND, NODES).values())
+    blocks = [policy for policy in planned if policy.action is Action.BLOCK]
+    assert {(p.direction, p.mark, p.destination.version, p.destination.prefixlen)
+            for p in blocks} == {
+        (PolicyDirection.OUT, Mark(0xE00, 0xF00), version, 0) for version in (4, 6)
+    }  # fmt: skip
+    assert planned[:2] == blocks, "and put before anything else"
+    assert min(p.priority for p in blocks) > max(
+        p.priority for p in planned if p.action is Action.ALLOW
+    )
+
+
+def test_only_what_from_xfrm_has_judged_comes_in() -> None:
+    planned = policies.plan(Engine.XFRM, {}, {}).values()
+    inbound = [policy for policy in planned if policy.direction is PolicyDirection.IN]
+    assert {(p.mark, p.source.version) for p in inbound} == {
+        (Mark(0, 0xF00), 4),
+        (Mark(0, 0xF00), 6),
+    }
+    assert all(p.template and p.template.spi == 0 for p in inbound)
+
+
+def test_everything_carries_our_number() -> None:
+    planned = policies.plan(Engine.XFRM, OUTBOUND, NODES)
+    assert {policy.if_id for policy in planned.values()} == {IF_ID}
+
+
+def test_with_the_bpf_engine_there_are_policies_only_while_old_sas_are() -> None:
+    assert policies.plan(Engine.BPF, {}, NODES) == {}
+    of_bpf = rows(*(replace(each, engine=Engine.BPF) for each in OUTBOUND.values()))
+    assert policies.plan(Engine.BPF, of_bpf, NODES) == {}
+    assert policies.plan(Engine.BPF, OUTBOUND, NODES) == policies.plan(Engine.XFRM, OUTBOUND, NODES)
+
+
+def test_a_pair_is_passable_when_all_its_policies_stand() -> None:
+    wanted = policies.plan(Engine.XFRM, OUTBOUND, NODES)
+    assert policies.plan_passable(OUTBOUND, wanted, wanted) == {PAIR: 7}
+    for key, policy in wanted.items():
+        standing = {each: row for each, row in wanted.items() if each != key}
+        is_others = policy.mark is None or not policy.mark.value >> 16
+        assert policies.plan_passable(OUTBOUND, wanted, standing) == (
+            {PAIR: 7} if is_others else {}
+        )
+    assert policies.plan_passable({}, wanted, wanted) == {}
+
+
+@pytest.mark.parametrize(("engine", "is_sent"), [(Engine.BPF, True), (Engine.XFRM, False)])
+def test_a_pair_of_the_kernels_is_sent_on_only_when_it_is_passable(
+    engine: Engine, is_sent: bool
+) -> None:
+    sends, row = {N2: Send(PAIR, engine)}, EncryptRow(PAIR, engine)
+    key = EncryptKey(encryption_table.ANY, encryption_table.ANY, PEER.addresses[0])
+    assert encryption_table.plan(sends, NODES, ()) == ({key: row} if is_sent else {})
+    assert encryption_table.plan(sends, NODES, {PAIR: 7}) == {key: row}
+
+
+def test_states_are_what_the_peer_expects() -> None:
+    out, into = state_of(sa(3)), state_of(sa(3, Direction.IN))
+    assert (out.key.mark, into.key.mark) == (None, Mark(7 << 16 | 0xD00, IN_MASK))
+    assert out.flags == StateFlags.ESN | StateFlags.AF_UNSPEC
+    assert into.flags == out.flags | StateFlags.NOECN
+    assert (into.replay_window, out.packet_limit) == (REPLAY_WINDOW, 1 << 40)
+    assert (out.algorithm, out.key_bits, out.secret) == (
+        "rfc4106(gcm(aes))",
+        160,
+        b"k" * 16 + b"salt",
+    )
+    assert "kkk" not in repr(out)
