@@ -2,11 +2,12 @@
 """Labs for tests.
 
     def test_something(make_lab):
-        state = make_lab(nodes=2, pods=1)
+        state = make_lab(2, 1)
 
 There is one lab on a machine: the session holds its lock, cleans what an earlier one left, and
-removes its own at the end, also after Ctrl-C. `make_lab` is `lab.up`: a shape that stands
-already costs a fraction of a second. `bare_wire` gives nodes and wire without any agent.
+removes its own at the end, also after Ctrl-C. `make_lab` is `lab.up` with the engine of the
+command line: a shape that stands already costs a fraction of a second. `bare_wire` gives nodes
+and wire without any agent.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -37,9 +39,9 @@ def lab_place() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def make_lab(lab_place: None) -> Iterator[Callable[..., lab.LabState]]:
-    """`lab.up`; what it made goes with the module."""
-    yield lab.up
+def make_lab(lab_place: None, engine: str) -> Iterator[Callable[..., lab.LabState]]:
+    """`lab.up`, with `--engine` unless told otherwise; what it made goes with the module."""
+    yield partial(lab.up, engine=engine)
     lab.down()
 
 

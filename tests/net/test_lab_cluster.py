@@ -75,6 +75,15 @@ def test_up_again_disturbs_nobody(make_lab: Up) -> None:
     assert [node.pods for node in after.nodes] == [node.pods for node in before.nodes]
 
 
+def test_another_engine_restarts_only_the_agents_that_get_it(make_lab: Up) -> None:
+    before = make_lab(2, 1, engine="auto")
+    after = make_lab(2, 1, engine="n2=bpf")
+    assert pids(after)["n1"] == pids(before)["n1"]
+    assert pids(after)["n2"] != pids(before)["n2"]
+    assert after.nodes[1].agent is not None
+    assert after.nodes[1].agent["engine"] == "bpf"
+
+
 def test_encryption_off_and_on_restarts_agents_and_keeps_pods(make_lab: Up) -> None:
     on = make_lab(2, 1)
     off = make_lab(2, 1, encrypt=False)

@@ -43,7 +43,13 @@ def lab() -> None:
 @click.option(
     "--encrypt/--no-encrypt", default=True, help="Encryption between nodes.  [default: on]"
 )
-@click.option("--engine", default="bpf", show_default=True, help="What encrypts.")
+@click.option(
+    "--engine",
+    default="auto",
+    show_default=True,
+    metavar="ENGINE[,NODE=ENGINE…]",
+    help="What encrypts: auto, bpf or xfrm; and on which nodes something else.",
+)
 @click.option("--mtu", default=1500, show_default=True, help="Of the wire.")
 @click.option(
     "--set",
@@ -72,6 +78,7 @@ def up(
       pellicle lab up
       pellicle lab up --nodes 5 --pods 1 --mtu 9000
       pellicle lab up --no-encrypt
+      pellicle lab up --engine xfrm,n2=bpf
       pellicle lab up --set drain_seconds=2
     """
     with in_lab():

@@ -20,9 +20,19 @@ from typing import Any, Final
 
 from pellicle.facts import Address
 from pellicle.lab import processes
+from pellicle.lab.engines import AUTO
 from pellicle.lab.errors import LabError
 from pellicle.lab.processes import Process
-from pellicle.lab.topology import BPFFS, CLUSTER, PSK, RUN, LabNode, Shape, cluster_cidrs
+from pellicle.lab.topology import (
+    BPFFS,
+    CLUSTER,
+    PSK,
+    RUN,
+    LabNode,
+    Shape,
+    cluster_cidrs,
+    node_named,
+)
 
 READY_SECONDS: Final = 60.0
 READY_SECONDS_EACH: Final = 2.0
@@ -62,11 +72,13 @@ def configure(node: LabNode, shape: Shape) -> bool:
 
 def configuration(node: LabNode, shape: Shape) -> Mapping[str, Any]:
     """What an administrator would write; uplink and addresses are the agent's to find."""
+    engine = shape.engine_of(node)
     return {
         "node_name": node.name,
         "directory": str(CLUSTER),
         "enable_encrypt_l3": shape.encrypt,
-        "engine": shape.engine,
+        # Said only where a choice was made: auto is the agent's own.
+        **({} if engine == AUTO else {"engine": engine}),
         "pod_cidrs": [str(network) for network in node.pod_cidrs],
         "cluster_cidrs": [str(network) for network in cluster_cidrs(shape.nodes)],
         "psk_file": str(PSK),
@@ -178,6 +190,9 @@ def lacking(row: Mapping[str, Any], shape: Shape) -> list[str]:
     wanted = "on" if shape.encrypt else "off"
     if row["encryption"] != wanted:
         wants.append(f"encryption is {row['encryption']}, not {wanted}")
+    engine = shape.engine_of(node_named(row["node"]))
+    if engine not in {AUTO, row["engine"]}:
+        wants.append(f"its engine is {row['engine']}, not {engine}")
     if shape.encrypt:
         peers = row["peers"]
         if len(peers) != shape.nodes - 1:

@@ -14,11 +14,13 @@ import subprocess
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any, Final, TypeVar
 
 from pellicle.kernel import netns
 from pellicle.kernel.bpf import ensure_bpffs
-from pellicle.lab import agents, cabling, pods, processes, state
+from pellicle.lab import agents, cabling, engines, pods, processes, state
+from pellicle.lab.engines import AUTO
 from pellicle.lab.errors import LabError
 from pellicle.lab.lock import locked
 from pellicle.lab.state import LabState
@@ -50,7 +52,7 @@ def up(
     nodes: int,
     pods: int,
     *,
-    engine: str = "bpf",
+    engine: str = AUTO,
     encrypt: bool = True,
     mtu: int = 1500,
     settings: Mapping[str, Any] | None = None,
@@ -58,7 +60,8 @@ def up(
 ) -> LabState:
     """Make a lab of this shape stand, ready for traffic; LabError says what does not work.
 
-    `pods` is the number on each node; `settings` are further keys of the agents' configuration.
+    `pods` is the number on each node; `engine` is one for all nodes, or names some, as in
+    "xfrm,n2=bpf"; `settings` are further keys of the agents' configuration.
     Agents whose configuration changes are restarted; all others go on undisturbed.
     """
     shape = Shape(nodes, pods, engine, encrypt, mtu, dict(settings or {}))
@@ -270,4 +273,7 @@ def _wait(process: subprocess.Popen[bytes]) -> int:
 
 
 def _with(shape: Shape, *, nodes: int) -> Shape:
-    return Shape(nodes, shape.pods, shape.engine, shape.encrypt, shape.mtu, shape.settings)
+    engine = engines.parse(shape.engine, shape.nodes)
+    for leaving in nodes_of(shape.nodes)[nodes:]:
+        engine = engine.without(leaving.name)
+    return replace(shape, nodes=nodes, engine=str(engine))

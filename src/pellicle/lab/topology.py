@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from pellicle.facts import Address, Network
+from pellicle.lab.engines import AUTO, parse
 
 Interface = IPv4Interface | IPv6Interface
 
@@ -67,7 +68,8 @@ class Shape:
     nodes: int
     pods: int
     """On each node."""
-    engine: str = "bpf"
+    engine: str = AUTO
+    """In the words of `engines`."""
     encrypt: bool = True
     mtu: int = 1500
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -83,6 +85,11 @@ class Shape:
                 f"the wire's MTU is {LEAST_MTU} to 65535, not {self.mtu}: "
                 "with less, IPv6 in the pods has no room"
             )
+        parse(self.engine, self.nodes)
+
+    def engine_of(self, node: LabNode) -> str:
+        """What is asked of this node: an engine, or auto."""
+        return parse(self.engine, self.nodes).of(node.name)
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -72,7 +72,7 @@ def _head(state: LabState) -> RenderableType:
         indented(
             Text(
                 f"{len(state.nodes)} of {shape.nodes} nodes, {pods} each, "
-                f"engine {shape.engine}, MTU {shape.mtu}",
+                f"engine {shape.engine.replace(',', ', ')}, MTU {shape.mtu}",
                 "quiet",
             )
         ),
@@ -84,6 +84,7 @@ def _nodes(state: LabState, width: int) -> RenderableType:
         Column("node"),
         Column("agent"),
         Column("encryption"),
+        Column("engine"),
         Column("address", rank=1, shrinks=True),
         Column("pods", rank=2, shrinks=True),
         Column("pid", rank=3, is_number=True),
@@ -98,6 +99,7 @@ def _node(node: NodeState) -> list[Text]:
         Text(node.name, "name"),
         Text("✗ not ready", "bad") if node.problem else Text("● ready", "good"),
         Text(encryption, {"on": "good", "off": "bad"}.get(encryption, "wary")),
+        Text(str(agent.get("engine", "-"))),
         Text(", ".join(node.addresses)),
         Text(", ".join(node.pod_cidrs)),
         Text(str(node.pid or "-")),

@@ -171,7 +171,7 @@ def node(number: int, problem: str = "", *, has_agent: bool = True) -> NodeState
         addresses=(f"192.168.{number}.2",),
         pod_cidrs=(f"10.244.{number}.0/24",),
         pid=4711 if has_agent else None,
-        agent={"encryption": "on"} if has_agent else None,
+        agent={"encryption": "on", "engine": "bpf"} if has_agent else None,
         problem=problem,
         pods=(pod,),
     )
@@ -182,10 +182,10 @@ def node(number: int, problem: str = "", *, has_agent: bool = True) -> NodeState
     [
         (LabState(None, ()), ["no lab is up; start one with `pellicle lab up`"], ["Nodes"]),
         (
-            LabState(Shape(2, 1), (node(1), node(2))),
+            LabState(Shape(2, 1, "xfrm,n1=bpf"), (node(1), node(2))),
             [
                 "● lab  ready  encryption on",
-                "2 of 2 nodes, 1 pod each, engine bpf, MTU 1500",
+                "2 of 2 nodes, 1 pod each, engine xfrm, n1=bpf, MTU 1500",
                 "pellicle lab exec n1/p1 ping -c 3 10.244.2.2",
             ],
             ["Problems"],

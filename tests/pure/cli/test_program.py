@@ -196,6 +196,7 @@ def test_the_lab_without_root_says_so(
     ("words", "says"),
     [
         (("lab", "up", "--nodes", "0"), "a lab has 1 to"),
+        (("lab", "up", "--engine", "n9=bpf"), "'n9' is not a node"),
         (("lab", "up", "--set", "drain"), "a setting is NAME=VALUE"),
         (("lab", "up", "--nodes", "many"), "not a valid integer"),
         (("lab", "log", "web"), "web"),
