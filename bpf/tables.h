@@ -64,7 +64,7 @@ enum reason {
 	DROP_TOO_BIG,		/* longer than the engine can carry; the route MTU should have said so */
 	DROP_SPOOFED_POD,	/* a pod sent with an address that is not its own */
 	DROP_MALFORMED,		/* headers that do not parse */
-	DROP_NOT_IP,		/* a pod or the door sent something that is neither IP, ARP nor a probe */
+	DROP_NOT_IP,		/* what a pod or the stack sent is neither IP nor ARP */
 	DROP_UNKNOWN_SPI,	/* ESP for which no SA stands */
 	DROP_ESP_FRAGMENT,	/* outer fragments: our peers set DF */
 	DROP_ESP_MALFORMED,	/* too short, unaligned, impossible padding */

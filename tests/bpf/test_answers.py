@@ -85,5 +85,14 @@ async def test_flows_without_wishes(sight: Sight) -> None:
     assert await _reasons(sight, {"last": 0}) == []
 
 
+async def test_flows_tell_the_engine(sight: Sight, node: Node) -> None:
+    node.clear("encrypt")
+    node.run("from_pod", frame(ip(POD4, OVER4.pod4)))
+    shown = [row async for row in flows(sight, Request("flows", {}))]
+    assert [(row["reason"], row["engine"]) for row in shown] == [
+        ("SEALED", "bpf"), ("OPENED", "bpf"), ("DROP_NO_KEY", ""),
+    ]  # fmt: skip
+
+
 async def _reasons(sight: Sight, arguments: dict[str, Any]) -> list[str]:
     return [row["reason"] async for row in flows(sight, Request("flows", arguments))]

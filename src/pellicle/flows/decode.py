@@ -3,7 +3,7 @@
 
     struct event ┬ EVENT_FLOW          → FlowEvent     key, counters, SA
                  ├ EVENT_SA_CONFIRMED  → SaConfirmed   first authenticated packet of an inbound SA
-                 ├ EVENT_PROBE         → ProbeSeen     a peer's ESP dummy packet
+                 ├ EVENT_PROBE         → ProbeSeen     what a peer's agent asks or answers
                  └ EVENT_PMTU          → PathMtu       an ICMP error about our ESP
 
 Layouts and numbers come from the object's BTF. Many records are decoded in one pass. The rows
@@ -37,7 +37,7 @@ _NEEDED: Final = frozenset({
     "kind", "number", "pair", "probe", "key.source.bytes", "key.destination.bytes",
     "key.source_port", "key.destination_port", "key.protocol", "key.hook", "key.reason",
     "row.packets", "row.bytes", "row.first", "row.last", "row.pair", "row.source_identity",
-    "row.destination_identity", "row.spi", "row.epoch",
+    "row.destination_identity", "row.spi", "row.epoch", "row.engine",
 })  # fmt: skip
 
 
@@ -66,6 +66,8 @@ class FlowEvent(msgspec.Struct, frozen=True, gc=False):
     spi: Spi
     epoch: Epoch
     """The sender's."""
+    engine: str
+    """"bpf" or "xfrm"; "" when none has touched it."""
 
 
 class SaConfirmed(msgspec.Struct, frozen=True):
@@ -76,7 +78,7 @@ class SaConfirmed(msgspec.Struct, frozen=True):
 
 
 class ProbeSeen(msgspec.Struct, frozen=True):
-    """A peer's dummy packet arrived. `kind`: "ask" or "answer"."""
+    """A peer's probe arrived. `kind`: "ask" or "answer"."""
 
     pair: PairId
     number: int
@@ -115,6 +117,7 @@ class Decoder:
     hooks: Mapping[int, str]
     kinds: Mapping[int, str]
     probes: Mapping[int, str]
+    engines: Mapping[int, str]
 
     @staticmethod
     def of(btf: Btf) -> Decoder:
@@ -134,6 +137,7 @@ class Decoder:
             _words(btf, "hook", "HOOK_"),
             _words(btf, "event_kind", "EVENT_"),
             _words(btf, "probe_kind", "PROBE_"),
+            {0: "", **_words(btf, "engine", "ENGINE_")},
         )
 
     def events(self, records: Sequence[bytes]) -> Decoded:
@@ -200,6 +204,7 @@ class Decoder:
             row["row.destination_identity"],
             row["row.spi"],
             row["row.epoch"],
+            _known(self.engines, "engine", row["row.engine"]),
         )
 
 

@@ -74,6 +74,7 @@ class Flow(msgspec.Struct, frozen=True):
             "bytes": self.octets,
             "spi": event.spi,
             "epoch": event.epoch,
+            "engine": event.engine,
             "pair": f"{event.pair:016x}",
         }
 

@@ -46,6 +46,7 @@ class Flow(msgspec.Struct, frozen=True):
     bytes: int = 0
     spi: int = 0
     epoch: int = 0
+    engine: str = ""
     pair: str = ""
 
 

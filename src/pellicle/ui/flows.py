@@ -168,10 +168,13 @@ def _short(reason: str) -> str:
 
 
 def _detail(flow: Flow) -> str:
-    """Under which key, or why not."""
+    """Under which key and by which engine, or why not."""
     if flow.verdict != "encrypted":
         return flow.words
-    return f"epoch {flow.epoch}, SPI {spi(flow.spi)}" if flow.spi else ""
+    if not flow.spi:
+        return ""
+    said = (f"epoch {flow.epoch}", f"SPI {spi(flow.spi)}", flow.engine)
+    return ", ".join(filter(None, said))
 
 
 def _nodes(flow: Flow) -> str:

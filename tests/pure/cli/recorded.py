@@ -193,6 +193,7 @@ def flow(verdict: str, reason: str, words: str, **other: Any) -> Row:
         "bytes": 1_602_331,
         "spi": 0x5A3C9102 if verdict == "encrypted" else 0,
         "epoch": 3 if verdict == "encrypted" else 0,
+        "engine": "xfrm" if verdict == "encrypted" else "",
         "pair": "9f86d081884c7d02",
     } | other
 

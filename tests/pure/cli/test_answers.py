@@ -119,7 +119,7 @@ CASES = [
             "ICMP echo",
             "unknown peer",
             "a cluster address nobody holds",
-            "epoch 3, SPI 0x5a3c9102",
+            "epoch 3, SPI 0x5a3c9102, xfrm",
             "n1 → n2",
         ),
     ),

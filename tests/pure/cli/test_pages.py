@@ -18,7 +18,7 @@ from pellicle.lab.state import LabState, NodeState, PodState
 from pellicle.lab.topology import Shape
 from pellicle.ui import units
 from pellicle.ui.answers import Flow, read
-from pellicle.ui.flows import REMEMBERED, Live
+from pellicle.ui.flows import REMEMBERED, Live, line
 from pellicle.ui.grid import Column, grid, shortened
 from pellicle.ui.lab import checked, lab
 from pellicle.ui.rows import rows
@@ -129,6 +129,14 @@ def flows(count: int, time: float = 1000.0) -> list[Flow]:
         read(recorded.FLOWS[0] | {"source": end, "time": time + at}, Flow)
         for at, end in enumerate(ends)
     ]
+
+
+@pytest.mark.parametrize(
+    ("engine", "end"), [("xfrm", "c9102, xfrm at door"), ("", "c9102 at door")]
+)
+def test_a_flow_names_its_engine_when_the_agent_does(engine: str, end: str) -> None:
+    answer = recorded.flow("encrypted", "SEALED", "encrypted", engine=engine)
+    assert line(read(answer, Flow)).plain.endswith(end)
 
 
 def test_the_live_view_fits_and_shows_the_flows_seen_last() -> None:

@@ -45,4 +45,5 @@ def flow_event(
         IdentityNumber(identities[1]),
         Spi(4096),
         Epoch(3),
+        "xfrm",
     )

@@ -63,6 +63,20 @@ def test_a_flow_comes_back_as_it_was_written(
     assert (event.packets, event.octets, event.first, event.last) == counters[:4]
     assert event.pair == counters[5]
     assert (event.source_identity, event.destination_identity, event.spi, event.epoch) == numbers
+    assert event.engine == ""
+
+
+def test_the_engine_is_told_by_its_name(
+    decoder: Decoder, btf: Btf, pack_key: Pack, pack_event: Pack
+) -> None:
+    numbers = btf.enum("engine")
+    assert numbers.keys() == {"ENGINE_BPF", "ENGINE_XFRM"}, "a new one needs its word in the tables"
+    rows = [pack_event(pack_key(), engine=number) for number in (0, *numbers.values(), 99)]
+    decoded = decoder.events(rows)
+    assert [event.engine for event in decoded.events] == ["", "bpf", "xfrm"]
+    assert [each.why for each in decoded.rejected] == [
+        "engine 99 is not one that this version knows"
+    ]
 
 
 def test_ports_and_spi_lie_in_network_order_on_the_wire(pack_key: Pack, btf: Btf) -> None:

@@ -157,6 +157,7 @@ ANSWER = {
     "bytes": 100,
     "spi": 4096,
     "epoch": 3,
+    "engine": "xfrm",
     "pair": "0000000000000abc",
 }
 
