@@ -116,7 +116,7 @@ def _assert_only_probes_were_dropped(node: str) -> None:
     drops = agents.status(LabNode(int(node[1:])))["drops"]
     assert {row["reason"] for row in drops} <= {"DROP_UNKNOWN_SPI"}, json.dumps(drops, indent=1)
     for row in drops:
-        assert row["bytes"] == 60 * row["packets"], "no probe is that long"
+        assert row["bytes"] == 92 * row["packets"], "no probe is that long"
 
 
 def _newest_epoch(node: LabNode) -> int:
