@@ -8,6 +8,7 @@ long as there are others to give: a packet that was marked a moment ago never me
 from __future__ import annotations
 
 from collections import Counter
+from itertools import chain
 
 LAST_SLOT = 65535
 """The upper half of a mark."""
@@ -33,12 +34,13 @@ class Slots:
 
     def take(self) -> int:
         """The next free one after the last that was given."""
-        after = (self._last % LAST_SLOT + 1, LAST_SLOT + 1), (1, LAST_SLOT + 1)
-        found = (slot for part in after for slot in range(*part) if slot not in self._holders)
-        self._last = next(found)
+        turn = chain(range(self._last + 1, LAST_SLOT + 1), range(1, self._last + 1))
+        self._last = next(slot for slot in turn if slot not in self._holders)
         self._holders[self._last] = 1
         return self._last
 
     def free(self, slot: int) -> None:
         """One pair less has this one."""
-        self._holders -= Counter((slot,))
+        self._holders[slot] -= 1
+        if self._holders[slot] <= 0:
+            del self._holders[slot]

@@ -160,10 +160,11 @@ class Life:
     def probes(self, kind: ProbeKind) -> list[PairId]:
         return [pair for pair, _, probe in self.plan.probes if probe is kind]
 
-    def restart(self) -> Life:
+    def restart(self, **changes: Any) -> Life:
         """The next life, on the same kernel; every inbound SA of ours was in use."""
         seen = {at: replace(sa, first_seen=7, key=b"", salt=b"") for at, sa in self.up.items()}
-        return Life(self.nodes, self.plan.offers, seen, self.now)
+        kit = {"ciphers": self.ciphers, "engine": self.engine, **changes}
+        return Life(self.nodes, self.plan.offers, seen, self.now, **kit)
 
 
 def epochs(sa: Sa) -> tuple[int, int]:

@@ -165,10 +165,10 @@ class AnyLife(RuleBasedStateMachine):
     )
     def forge_record(self, number: int, other: int, what: str) -> None:
         member, name = self.member(number), self.member(other).name
-        node = member.view.get(name)
-        if node is None or not node.offers:
+        versions = self.world.directory[name]
+        if not versions or not versions[-1].offers:
             return
-        offer = node.offers[-1]
+        node, offer = versions[-1], versions[-1].offers[-1]
         forged = {
             "proof": (replace(offer, proof=bytes(32)),),
             "epoch": (offer, replace(offer, epoch=offer.epoch + 5)),
