@@ -376,6 +376,13 @@ NO_PROBES = {
 }
 
 
+def test_other_packets_from_node_to_node_are_no_probes(node: Node) -> None:
+    words = struct.pack(">QII", OVER4.pair, 0, ASK)
+    packet = packets.ip(OVER4.address, SELF4, words)
+    assert node.run("from_net", sealed(OVER4, 1, packet)).reason == "OPENED"
+    assert told(node) == [("EVENT_SA_CONFIRMED", OVER4.pair, 0, 0)]
+
+
 @pytest.mark.parametrize("says", NO_PROBES)
 def test_only_the_node_itself_probes_and_only_this_one(node: Node, says: str) -> None:
     source, destination, reason = NO_PROBES[says]

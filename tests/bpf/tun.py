@@ -69,7 +69,7 @@ class Tun:
         if ethertype is None:
             is_ipv6 = packet[:1] and packet[0] >> 4 == 6
             ethertype = packets.ETH_IPV6 if is_ipv6 else packets.ETH_IPV4
-        self._sender.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
+        self._sender.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, struct.pack("<I", mark))
         self._sender.sendto(packet, (self.name, ethertype))
 
     def left(self) -> list[Left]:
