@@ -30,6 +30,7 @@ from typing import Final, NamedTuple, Self
 
 from pellicle.kernel import netns
 from pellicle.lab.frames import Header, Kind, describe, header_key, read_esp, read_header
+from pellicle.lab.patience import patient
 from pellicle.lab.pcap import Pcap
 from pellicle.lab.ring import Block, Ring
 from pellicle.lab.topology import WIRE
@@ -173,7 +174,7 @@ class Sniffer:
         self._echo.recv(_TOKEN.size)
         with self._news:
             heard = self._news.wait_for(
-                lambda: self._heard_token == token or self._failed, SETTLE_SECONDS
+                lambda: self._heard_token == token or self._failed, patient(SETTLE_SECONDS)
             )
             if self._failed:
                 raise RuntimeError("the sniffer broke") from self._failed
