@@ -153,8 +153,23 @@ def test_the_listener_tells_a_reused_nonce_from_a_repeated_packet(
         sniffer.settle()
         ends = (str(first.addresses[0]), str(second.addresses[0]), 0x1001)
         assert sniffer.ivs()[ends] == (7, 7, 8, 8, 9)
-        assert [(reuse.spi, reuse.iv) for reuse in sniffer.reuses()] == [(0x1001, 8)]
+        found = [(reuse.spi, reuse.field, reuse.number) for reuse in sniffer.reuses()]
+        assert found == [(0x1001, "IV", 8)]
         assert sniffer.counts()[WireFlow("n1", "n2", 4, Kind.ESP, "ESP")].packets == 5
+
+
+def test_the_listener_finds_a_count_that_began_again_under_other_ivs(
+    bare_wire: tuple[LabNode, ...],
+) -> None:
+    """As from the kernel, when someone puts the same key a second time."""
+    first, second, _ = bare_wire
+    numbers = [(1, 0xA1), (2, 0xA2), (1, 0xB1), (3, 0xA3)]
+    frames = [_esp(first, second, iv, bytes([iv]), sequence=seq) for seq, iv in numbers]
+    with Sniffer(nonces=True) as sniffer:
+        _inject(first, frames)
+        sniffer.settle()
+        found = [(reuse.spi, reuse.field, reuse.number) for reuse in sniffer.reuses()]
+        assert found == [(0x1001, "sequence number", 1)]
 
 
 def test_the_listener_keeps_up_with_a_burst(bare_wire: tuple[LabNode, ...]) -> None:
@@ -322,11 +337,13 @@ class _sockets:  # noqa: N801  reads as a verb where it is used
         self.receiver.close()
 
 
-def _esp(source: LabNode, destination: LabNode, iv: int, content: bytes = b"") -> bytes:
+def _esp(
+    source: LabNode, destination: LabNode, iv: int, content: bytes = b"", sequence: int = 0
+) -> bytes:
     data = iv.to_bytes(8, "big") + content.ljust(32, b"\0")
     link = Ether(src="02:00:00:00:00:01", dst="ff:ff:ff:ff:ff:ff")
     outer = IP(src=str(source.addresses[0]), dst=str(destination.addresses[0]))
-    return bytes(link / outer / ESP(spi=0x1001, seq=iv, data=data))
+    return bytes(link / outer / ESP(spi=0x1001, seq=sequence or iv, data=data))
 
 
 def _inject(node: LabNode, frames: list[bytes]) -> None:
