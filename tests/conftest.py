@@ -3,10 +3,16 @@
 
 from __future__ import annotations
 
+import argparse
+import os
 import signal
 
 import pytest
 from hypothesis import settings
+
+from pellicle.lab import LabError
+from pellicle.lab.patience import VARIABLE, read
+from tests import pace
 
 ENGINES = {
     "auto": "auto",
@@ -32,10 +38,36 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="bpf",
         help="what encrypts in the labs of tests/net (mixed: bpf on n1, xfrm on all others)",
     )
+    group.addoption(
+        "--patience",
+        type=_factor,
+        metavar="N",
+        help=f"wait N times as long, on a machine that is slow (default: ${VARIABLE}, or 1)",
+    )
+    group.addoption(
+        "--brief",
+        action="store_true",
+        help="samples of sizes, shorter transfers, thinner loads: for a machine that is slow",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if (factor := config.getoption("patience")) is not None:
+        os.environ[VARIABLE] = f"{factor:g}"  # for the programs that tests start as well
+    pace.be_brief(config.getoption("brief"))
 
 
 def pytest_report_header(config: pytest.Config) -> str:
-    return f"pellicle: engine {config.getoption('engine')}"
+    engine, patience = config.getoption("engine"), pace.patient(1)
+    brief = ", brief: samples of sizes, short transfers, thin loads" * pace.is_brief()
+    return f"pellicle: engine {engine}, patience {patience:g}{brief}"
+
+
+def _factor(text: str) -> float:
+    try:
+        return read(text)
+    except LabError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 @pytest.fixture(scope="session")

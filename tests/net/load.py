@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Load between two pods that misses nothing: numbered UDP, and one TCP connection of known bytes.
 
-    python load.py serve                     in one pod: count what comes
-    python load.py send ADDRESS SECONDS PPS  in another: a line of JSON with what was lost;
-                                             ends before its time when its stdin does
+    python load.py serve             in one pod: count what comes
+    python load.py send ADDRESS      in another: a line of JSON with what was lost
+        SECONDS                      for so long, or until its stdin ends
+        PPS PAUSE                    datagrams a second; seconds between pieces of the stream
+        PATIENCE                     this many times as long for what is under way
 
 UDP datagrams carry a number; the server says which numbers never came. The TCP stream carries a
 pattern that the server checks byte by byte. Everything ends by itself. Standard library only.
@@ -23,7 +25,8 @@ UDP_PORT, TCP_PORT = 7101, 7102
 NUMBER = struct.Struct("!Q")
 PATTERN = bytes(range(256)) * 64
 SIZE = 600
-IDLE_SECONDS = 3.0
+UNDER_WAY_SECONDS = 1.0
+STUCK_SECONDS = 60.0
 
 
 def serve() -> None:
@@ -49,23 +52,23 @@ def serve() -> None:
     connection.close()
 
 
-def send(address: str, seconds: float, pps: int) -> None:
+def send(address: str, seconds: float, pps: int, pause: float, patience: float) -> None:
     """Both kinds at once for `seconds`; prints what the server says and what was sent."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     stream = socket.socket(family, socket.SOCK_STREAM)
-    stream.settimeout(60)
+    stream.settimeout(STUCK_SECONDS * patience)
     stream.connect((address, TCP_PORT))
     end = threading.Event()
     threading.Timer(seconds, end.set).start()
     threading.Thread(target=lambda: (sys.stdin.read(), end.set()), daemon=True).start()
     said = {"stream_sent": 0}
-    writer = threading.Thread(target=_fill, args=(stream, end, said))
+    writer = threading.Thread(target=_fill, args=(stream, end, pause, said))
     writer.start()
     udp = socket.socket(family, socket.SOCK_DGRAM)
     udp.connect((address, UDP_PORT))
     number = _pace(udp, end, pps)
     writer.join()
-    time.sleep(IDLE_SECONDS / 3)  # what is under way arrives
+    time.sleep(UNDER_WAY_SECONDS * patience)
     stream.shutdown(socket.SHUT_WR)
     answer = json.loads(b"".join(iter(lambda: stream.recv(65536), b"")))
     print(json.dumps({**answer, **said, "udp_sent": number}), flush=True)
@@ -79,15 +82,15 @@ def _pace(udp: socket.socket, end: threading.Event, pps: int) -> int:
         while number < due:
             udp.send(NUMBER.pack(number) + bytes(SIZE))
             number += 1
-        time.sleep(0.001)
+        time.sleep(max(0.001, 0.5 / pps))
     return number
 
 
-def _fill(stream: socket.socket, end: threading.Event, said: dict[str, int]) -> None:
+def _fill(stream: socket.socket, end: threading.Event, pause: float, said: dict[str, int]) -> None:
     while not end.is_set():
         stream.sendall(PATTERN)
         said["stream_sent"] += len(PATTERN)
-        time.sleep(0.002)  # some megabytes a second: a load, not a benchmark
+        time.sleep(pause)  # a load, not a benchmark
 
 
 def _drain(connection: socket.socket) -> tuple[int, bool]:
@@ -129,4 +132,4 @@ if __name__ == "__main__":
     if sys.argv[1] == "serve":
         serve()
     else:
-        send(sys.argv[2], float(sys.argv[3]), int(sys.argv[4]))
+        send(sys.argv[2], float(sys.argv[3]), int(sys.argv[4]), *map(float, sys.argv[5:7]))

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Load between pods of a lab, and a sniffer whose word counts.
 
-with load("n1/p1", "n2/p1", family=4, seconds=10) as run: …disturb…
-run.outcome.missing == 0
+with load("n1/p1", "n2/p1", family=4) as run: …disturb…
+run.stop().missing == 0
 """
 
 from __future__ import annotations
@@ -20,10 +20,13 @@ from pellicle import lab
 from pellicle.kernel import netns
 from pellicle.lab.frames import Kind
 from pellicle.lab.sniffer import Sniffer
+from tests import pace
 
 PROGRAM = Path(__file__).with_name("load.py")
 MARKER = bytes(range(64, 128))
 """Part of what the TCP load carries."""
+ENDLESS_SECONDS = 600.0
+BRIEF_PPS = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +81,7 @@ class Load:
             if is_stopped:
                 stdin.close()
             said = stdout.read()
-            self._sender.wait(timeout=60)
+            self._sender.wait(timeout=pace.patient(60))
             assert self._sender.returncode == 0, "the connection broke: see above"
             overflowed = _overflowed() - self._overflowed
             self._outcome = Outcome(**json.loads(said), overflowed=overflowed)
@@ -96,17 +99,20 @@ class Load:
 
 @contextmanager
 def load(
-    source: str, destination: str, family: int, seconds: float, pps: int = 2000
+    source: str, destination: str, family: int, seconds: float | None = None, pps: int = 2000
 ) -> Iterator[Load]:
-    """TCP and numbered UDP from pod to pod; see load.py."""
+    """TCP and numbered UDP from pod to pod, for `seconds` or until it is stopped; see load.py."""
     address = address_of(destination, family)
+    lasts = seconds or pace.patient(ENDLESS_SECONDS)
+    # The stream has some megabytes a second, or a fraction of one.
+    rates = (pace.amount(pps, min(pps, BRIEF_PPS)), pace.amount(0.002, 0.1), pace.patient(1))
     with ExitStack() as ends:
         server = _start(destination, "serve")
         ends.callback(server.wait)
         ends.callback(server.kill)
         assert server.stdout is not None
         assert server.stdout.readline() == "ready\n"
-        run = Load(_start(source, "send", address, str(seconds), str(pps)), server)
+        run = Load(_start(source, "send", address, *map(str, (lasts, *rates))), server)
         ends.callback(run.end)
         yield run
 
@@ -123,6 +129,7 @@ def address_of(pod: str, family: int) -> str:
 
 def until(condition: Callable[[], bool], what: str, seconds: float = 60.0) -> None:
     """Wait for something that happens by itself; an agent on its way up may not answer yet."""
+    seconds = pace.patient(seconds)
     end = time.monotonic() + seconds
     while True:
         try:

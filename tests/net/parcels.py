@@ -25,11 +25,12 @@ from typing import Self
 from pellicle.kernel import netns
 from pellicle.kernel.netlink import Netlink
 from pellicle.lab.topology import namespace_of, pod_named
+from tests import pace
 from tests.net.loaded import address_of
 
 SECRET = b"for-your-eyes-only"
 INNER = {4: 1446, 6: 1426}
-"""MTU inside, by the family outside, in a wire of 1500."""
+"""MTU inside, by the family outside, in a wire of 1500: the same with every engine."""
 IP_UDP = {4: 28, 6: 48}
 """Bytes of IP and UDP, or of IP and an echo's header."""
 SECONDS = 5.0
@@ -88,7 +89,7 @@ def open_in(where: str, family: int, kind: int, protocol: int = 0) -> socket.soc
     """A socket in a pod or node, with a time limit."""
     of = socket.AF_INET if family == 4 else socket.AF_INET6
     made = netns.socket_in(namespace_of(where), of, kind, protocol)
-    made.settimeout(SECONDS)
+    made.settimeout(pace.patient(SECONDS))
     return made
 
 
@@ -148,7 +149,7 @@ class Post:
         """The next ICMP error that comes back to the sender; None when none comes."""
         poll = select.poll()
         poll.register(self.sender, 0)  # POLLERR is always waited for
-        if not poll.poll(SECONDS * 1000):
+        if not poll.poll(pace.patient(SECONDS) * 1000):
             return None
         _, notes, _, _ = self.sender.recvmsg(2048, 512, socket.MSG_ERRQUEUE)
         note = next(
@@ -197,7 +198,7 @@ class Echo:
 def is_echoed(source: str, family: int, to: str, seconds: float = SECONDS) -> bool:
     """Whether `to` answers one echo request of `source`."""
     with Echo(source, family, to) as echo, suppress(TimeoutError):
-        echo.socket.settimeout(seconds)
+        echo.socket.settimeout(pace.patient(seconds))
         return echo.answers(1000)
     return False
 

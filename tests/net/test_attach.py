@@ -33,6 +33,7 @@ from pellicle.kernel.bpf import (
 from pellicle.kernel.bpf.attach import Direction, Mode, has_tcx
 from pellicle.kernel.netlink import Netlink
 from pellicle.wire.link import VethEnd
+from tests import pace
 
 FAR, NEAR = (f"pellicle-t{os.getpid()}-{side}" for side in ("far", "near"))
 ETHERTYPE = 0x88B5
@@ -84,7 +85,7 @@ def counted(obj: Object, frames: int = 10, source: str = FAR) -> int:
         netns.socket_in(source, socket.AF_PACKET, kind) as mouth,
     ):
         ear.bind((DEVICE[OTHER_END[source]], ETHERTYPE))
-        ear.settimeout(5)
+        ear.settimeout(pace.patient(5))
         mouth.bind((DEVICE[source], 0))
         for _ in range(frames):
             mouth.send(FRAME)
@@ -105,7 +106,7 @@ def make_veth() -> None:
         far.add_veth(VethEnd("va", index=10), VethEnd("vb", netns_fd=fd, index=20))
         for side, name in ((far, "va"), (near, "vb")):
             side.change_link(side.link(name).index, is_up=True)
-        end = time.monotonic() + 10
+        end = time.monotonic() + pace.patient(10)
         while not (far.link("va").is_running and near.link("vb").is_running):
             assert time.monotonic() < end
             time.sleep(0.005)

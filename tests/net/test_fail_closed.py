@@ -19,7 +19,6 @@ import pytest
 from scapy.all import IP, UDP, Ether, IPv6
 
 from pellicle import lab
-from pellicle.datapath.programs import DOOR_HOST
 from pellicle.kernel import netns
 from pellicle.kernel.bpf import Map
 from pellicle.kernel.netlink import Netlink
@@ -29,7 +28,9 @@ from pellicle.lab.frames import Kind
 from pellicle.lab.sniffer import Sniffer
 from pellicle.lab.topology import CLUSTER, PSK, WIRE, LabNode
 from pellicle.sources.directory import remove_node, write_node
+from tests.net.engines import kernel_drops, of
 from tests.net.loaded import address_of, until
+from tests.net.parcels import is_echoed
 from tests.net.test_churn import stranger
 
 MakeLab = Callable[..., lab.LabState]
@@ -76,7 +77,7 @@ def a_peer_without_offers() -> Iterator[None]:
 
 
 @contextmanager
-def an_expired_sa() -> Iterator[None]:
+def a_spent_sa() -> Iterator[None]:
     """The way it ends by itself: the row says that its last number has been sent."""
     with Map.open_pinned(N1.bpffs / "maps" / "sa_out") as found:
         rows = found.items()
@@ -90,6 +91,17 @@ def an_expired_sa() -> Iterator[None]:
             found.update_batch(
                 [(key, now[key][:8] + row[8:16] + now[key][16:]) for key, row in rows]
             )
+
+
+@contextmanager
+def no_states() -> Iterator[None]:
+    """Someone clears the kernel's, and no agent is there to make others."""
+    lab.kill_agent("n1")
+    _run_on(N1, ["ip", "xfrm", "state", "flush"])
+    try:
+        yield
+    finally:
+        lab.start_agent("n1")
 
 
 @contextmanager
@@ -119,7 +131,6 @@ def at_the_stranger(family: int) -> str:
 CASES = (
     Case("a cluster address that nobody has", "DROP_UNKNOWN_PEER", nothing, nobody),
     Case("a peer without a key", "DROP_NO_KEY", a_peer_without_offers, at_the_stranger),
-    Case("an SA that is spent", "DROP_SA_EXPIRED", an_expired_sa, pod),
     Case("a lost row of the encryption table", "DROP_NO_KEY", no_encryption_row, pod),
 )
 
@@ -129,19 +140,22 @@ CASES = (
 def test_what_cannot_be_encrypted_is_dropped_by_name(
     two: lab.LabState, case: Case, family: int
 ) -> None:
-    with case.disturb(), Sniffer(markers=[MARKER]) as wire:
-        before = _counts(N1)
-        _speak("n1/p1", case.to(family))
-        until(lambda: _grown(N1, before) == {case.reason}, f"{case.reason}, and only that")
-        wire.settle()
-        assert wire.marks() == {}
-        assert wire.leaks() == ()
-        assert [f for f in wire.counts() if f.kind is Kind.CLEAR] == []
-    flows = [
-        row for row in agents.ask(N1, "flows", verdict="dropped") if row["reason"] == case.reason
-    ]
-    assert any(row["destination"]["address"] == case.to(family) for row in flows)
-    until(lambda: bool(agents.status(N1)["healthy"] or family), "it goes on")
+    with case.disturb():
+        _assert_dropped(case.reason, case.to(family))
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_an_sa_of_no_use_lets_nothing_out(two: lab.LabState, family: int) -> None:
+    """It is spent; or, where the kernel encrypts, gone: that engine has no last number to reach."""
+    if of(N1).name == "bpf":
+        with a_spent_sa():
+            _assert_dropped("DROP_SA_EXPIRED", pod(family))
+        return
+    before = kernel_drops(N1)
+    with no_states(), _silence():
+        _speak("n1/p1", pod(family))
+        until(lambda: kernel_drops(N1) != before, "the kernel has no SA for it")
+    until(lambda: is_echoed("n1/p1", family, pod(family)), "new keys, and it goes on")
 
 
 @pytest.mark.parametrize("family", [4, 6])
@@ -189,14 +203,15 @@ def test_the_last_door_stops_what_was_routed_past_the_first(two: lab.LabState, f
 
 def test_without_the_doors_program_nothing_passes(two: lab.LabState) -> None:
     """Someone detaches it: what is routed there ends there, until the next refresh heals it."""
-    (N1.bpffs / "links" / "ingress_pellicle_net").unlink()
+    link = N1.bpffs / "links" / of(N1).link
+    link.unlink()
     with Sniffer(markers=[MARKER]) as wire:
         _speak("n1/p1", pod(4))
         _speak("n1/p1", pod(6))
         wire.settle()
         assert wire.marks() == {}
         assert wire.leaks() == ()
-    until((N1.bpffs / "links" / "ingress_pellicle_net").exists, "healed")
+    until(link.exists, "healed")
 
 
 @pytest.mark.parametrize("family", [4, 6])
@@ -206,7 +221,7 @@ def test_without_the_door_nothing_from_a_pod_reaches_a_node_in_the_clear(
     """Nodes may talk in the clear, pods may not, and the main table knows a way to every node."""
     node = "192.168.2.2" if family == 4 else "fd00:168:2::2"
     with Sniffer(markers=[MARKER]) as wire:
-        _run_on(N1, ["ip", "link", "del", DOOR_HOST])
+        _run_on(N1, ["ip", "link", "del", of(N1).door])
         for _ in range(5):
             _speak("n1/p1", node)
         _run_on(N1, ["ip", f"-{family}", "rule", "del", "pref", "1"])
@@ -254,6 +269,27 @@ def test_encryption_off_is_never_silent(make_lab: MakeLab) -> None:
     assert "off" in done.stdout.lower()
     _speak("n1/p1", pod(4))
     until(lambda: _counts(N1)["CLEAR_DISABLED"] > 0, "reported as clear because it is off")
+
+
+def _assert_dropped(reason: str, destination: str) -> None:
+    """What a pod says to it is counted under this reason alone, and is a flow by that name."""
+    before = _counts(N1)
+    with _silence():
+        _speak("n1/p1", destination)
+        until(lambda: _grown(N1, before) == {reason}, f"{reason}, and only that")
+    flows = [row for row in agents.ask(N1, "flows", verdict="dropped") if row["reason"] == reason]
+    assert any(row["destination"]["address"] == destination for row in flows)
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Nothing is heard on the wire meanwhile."""
+    with Sniffer(markers=[MARKER]) as wire:
+        yield
+        wire.settle()
+        assert wire.marks() == {}
+        assert wire.leaks() == ()
+        assert [flow for flow in wire.counts() if flow.kind is Kind.CLEAR] == []
 
 
 def _speak(where: str, destination: str) -> None:

@@ -24,6 +24,7 @@ from pellicle.lab.processes import Process
 from pellicle.lab.sniffer import Count, Sniffer, WireFlow
 from pellicle.lab.speakers import Speakers
 from pellicle.lab.topology import LOCK, RUN, WIRE, LabNode, LabPod
+from tests import pace
 
 Footprint = Callable[[], dict[str, set[str]]]
 
@@ -152,12 +153,27 @@ def test_the_listener_tells_a_reused_nonce_from_a_repeated_packet(
         sniffer.settle()
         ends = (str(first.addresses[0]), str(second.addresses[0]), 0x1001)
         assert sniffer.ivs()[ends] == (7, 7, 8, 8, 9)
-        assert [(reuse.spi, reuse.iv) for reuse in sniffer.reuses()] == [(0x1001, 8)]
+        found = [(reuse.spi, reuse.field, reuse.number) for reuse in sniffer.reuses()]
+        assert found == [(0x1001, "IV", 8)]
         assert sniffer.counts()[WireFlow("n1", "n2", 4, Kind.ESP, "ESP")].packets == 5
 
 
+def test_the_listener_finds_a_count_that_began_again_under_other_ivs(
+    bare_wire: tuple[LabNode, ...],
+) -> None:
+    """As from the kernel, when someone puts the same key a second time."""
+    first, second, _ = bare_wire
+    numbers = [(1, 0xA1), (2, 0xA2), (1, 0xB1), (3, 0xA3)]
+    frames = [_esp(first, second, iv, bytes([iv]), sequence=seq) for seq, iv in numbers]
+    with Sniffer(nonces=True) as sniffer:
+        _inject(first, frames)
+        sniffer.settle()
+        found = [(reuse.spi, reuse.field, reuse.number) for reuse in sniffer.reuses()]
+        assert found == [(0x1001, "sequence number", 1)]
+
+
 def test_the_listener_keeps_up_with_a_burst(bare_wire: tuple[LabNode, ...]) -> None:
-    burst = 50_000
+    burst = pace.amount(50_000, 5_000)
     with (
         Sniffer(markers=[SECRET], nonces=True) as sniffer,
         _sockets(bare_wire[0], bare_wire[1]) as (sender, _),
@@ -173,7 +189,7 @@ def test_the_listener_keeps_up_with_a_burst(bare_wire: tuple[LabNode, ...]) -> N
 def test_the_listener_says_when_it_has_lost_packets(bare_wire: tuple[LabNode, ...]) -> None:
     with _sockets(bare_wire[0], bare_wire[1]) as (sender, _):
         sniffer = Sniffer()  # not yet started: nobody empties the ring
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + pace.patient(60)
         while sniffer.lost() == 0 and time.monotonic() < deadline:
             for _ in range(1000):
                 sender.send(b"x" * 60_000)  # in some forty fragments
@@ -189,7 +205,9 @@ def test_sniff_shows_a_line_for_each_packet_that_passes_the_filter(
         ["nsenter", "--net=/run/netns/pellicle-n1", "ping", "-i", "0.1", "-c", "5", "192.168.3.2"],
         stdout=subprocess.DEVNULL,
     ) as ping:
-        heard = lab.sniff(tmp_path / "s.pcap", "n3 icmp", seconds=1.5, show=lines.append)
+        heard = lab.sniff(
+            tmp_path / "s.pcap", "n3 icmp", seconds=pace.patient(1.5), show=lines.append
+        )
         ping.wait()
     assert heard.lost == 0
     assert not heard.has_leaks
@@ -250,8 +268,8 @@ def test_a_recycled_pid_is_never_killed(lab_place: None, tmp_path: Path) -> None
         assert processes.read_pid_file(pid_file) is None
         processes.stop([Process(bystander.pid, started - 1)], 1)
         assert bystander.poll() is None
-        processes.stop([Process(bystander.pid, started)], 5)
-        assert bystander.wait(5) == -signal.SIGTERM
+        processes.stop([Process(bystander.pid, started)], pace.patient(5))
+        assert bystander.wait(pace.patient(5)) == -signal.SIGTERM
 
 
 def test_what_ignores_sigterm_is_killed(bare_wire: tuple[LabNode, ...], tmp_path: Path) -> None:
@@ -286,16 +304,17 @@ def test_down_cleans_an_interrupted_up(
     with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) as up:
         _wait_for(lambda: Path(MOMENTS[moment]).exists() or up.poll() is not None, moment)
         up.send_signal(signal.SIGINT)
-        _, said = up.communicate(timeout=90)
+        _, said = up.communicate(timeout=pace.patient(90))
     assert "KeyboardInterrupt" in said, said
     lab.down()
     assert footprint() == before
 
 
 def _wait_for(condition: Callable[[], bool], what: str, seconds: float = 30) -> None:
+    seconds = pace.patient(seconds)
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
+        assert time.monotonic() < deadline, f"waited {seconds:g} s for {what}"
         time.sleep(0.005)
 
 
@@ -307,7 +326,7 @@ class _sockets:  # noqa: N801  reads as a verb where it is used
         self.receiver = netns.socket_in(destination.namespace, *kind)
         self.sender = netns.socket_in(source.namespace, *kind)
         self.receiver.bind((str(destination.addresses[0]), 0))
-        self.receiver.settimeout(10)
+        self.receiver.settimeout(pace.patient(10))
         self.sender.connect(self.receiver.getsockname())
 
     def __enter__(self) -> tuple[socket.socket, socket.socket]:
@@ -318,11 +337,13 @@ class _sockets:  # noqa: N801  reads as a verb where it is used
         self.receiver.close()
 
 
-def _esp(source: LabNode, destination: LabNode, iv: int, content: bytes = b"") -> bytes:
+def _esp(
+    source: LabNode, destination: LabNode, iv: int, content: bytes = b"", sequence: int = 0
+) -> bytes:
     data = iv.to_bytes(8, "big") + content.ljust(32, b"\0")
     link = Ether(src="02:00:00:00:00:01", dst="ff:ff:ff:ff:ff:ff")
     outer = IP(src=str(source.addresses[0]), dst=str(destination.addresses[0]))
-    return bytes(link / outer / ESP(spi=0x1001, seq=iv, data=data))
+    return bytes(link / outer / ESP(spi=0x1001, seq=sequence or iv, data=data))
 
 
 def _inject(node: LabNode, frames: list[bytes]) -> None:

@@ -22,6 +22,7 @@ from pellicle.lab.frames import Kind
 from pellicle.lab.sniffer import Sniffer
 from pellicle.lab.speakers import Speakers
 from pellicle.lab.topology import CLUSTER, LOCK, PSK, LabNode, pod_named
+from tests import pace
 
 Up = Callable[..., lab.LabState]
 Footprint = Callable[[], dict[str, set[str]]]
@@ -233,7 +234,7 @@ def test_down_cleans_an_up_that_was_interrupted(
     with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) as up:
         _wait_for(lambda: Path(UPS[moment]).exists() or up.poll() is not None, moment)
         up.send_signal(signal.SIGINT)
-        _, said = up.communicate(timeout=90)
+        _, said = up.communicate(timeout=pace.patient(90))
     assert "KeyboardInterrupt" in said, said
     lab.down()
     assert footprint() == before
@@ -287,7 +288,7 @@ def test_an_interrupted_demo_takes_everything_down(
     with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE) as show:
         _wait_for((out / "pellicle-demo.pcap").exists, "the demo's traffic")
         show.send_signal(number)
-        show.communicate(timeout=90)
+        show.communicate(timeout=pace.patient(90))
     assert show.returncode != 0
     assert footprint() == before
 
@@ -313,7 +314,8 @@ def _in_another_process(tmp_path: Path, words: str) -> str:
 
 
 def _wait_for(condition: Callable[[], bool], what: str, seconds: float = 60) -> None:
+    seconds = pace.patient(seconds)
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
+        assert time.monotonic() < deadline, f"waited {seconds:g} s for {what}"
         time.sleep(0.005)

@@ -33,6 +33,7 @@ from pellicle.kernel.netlink import Netlink
 from pellicle.kernel.offloads import ALL_TRANSMIT, Offload, is_on, switch_off, switch_on
 from pellicle.wire.link import LinkAddress, LinkInfo, VethEnd
 from pellicle.wire.netlink import Route, RouteKind, Rule
+from tests import pace
 
 LEFT, RIGHT = (f"pellicle-t{os.getpid()}-{side}" for side in ("left", "right"))
 ADDRESSES = (IPv4Interface("10.1.0.1/24"), IPv6Interface("fd00:1::1/64"))
@@ -69,7 +70,7 @@ def pair() -> Iterator[Pair]:
 
 def until(condition: Callable[[], bool], seconds: float = 5) -> None:
     """The kernel takes notice of a carrier in its own time."""
-    end = time.monotonic() + seconds
+    end = time.monotonic() + pace.patient(seconds)
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.005)
@@ -291,7 +292,7 @@ def test_changes_come_as_they_happen(pair: Pair) -> None:
                 return
 
     with Changes(LEFT) as changes:
-        asyncio.run(asyncio.wait_for(watch(changes), 10))
+        asyncio.run(asyncio.wait_for(watch(changes), pace.patient(10)))
 
 
 def test_lost_changes_are_admitted(pair: Pair) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from pellicle.kernel import netns
+from tests import pace
 
 NAME = f"pellicle-t{os.getpid()}-ns"
 
@@ -78,7 +79,7 @@ def test_only_the_thread_that_enters_is_inside(name: str) -> None:
     entered, looked = threading.Event(), threading.Event()
 
     def look() -> None:
-        entered.wait(10)
+        entered.wait(pace.patient(10))
         seen.append(here())
         looked.set()
 
@@ -86,7 +87,7 @@ def test_only_the_thread_that_enters_is_inside(name: str) -> None:
     thread.start()
     with netns.inside(name):
         entered.set()
-        assert looked.wait(10)
+        assert looked.wait(pace.patient(10))
         assert here() != outside
     thread.join()
     assert (here(), seen) == (outside, [outside])

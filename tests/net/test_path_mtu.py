@@ -20,6 +20,8 @@ from pellicle.kernel import netns
 from pellicle.kernel.netlink import Netlink
 from pellicle.lab.sniffer import Sniffer
 from pellicle.lab.topology import UPLINK, WIRE, LabNode, pod_named
+from tests import pace
+from tests.net.engines import of
 from tests.net.loaded import MARKER, assert_private, load, until
 from tests.net.parcels import INNER, IP_UDP, PROBE_PATH, SECRET, content, parcels
 from tests.net.streams import connected, exchange, segment
@@ -63,8 +65,8 @@ def test_pods_that_know_nothing_are_told(outer: int, family: int) -> None:
 @both
 def test_a_cable_gets_narrower_under_a_connection(outer: int, family: int) -> None:
     inner = inner_mtu(NARROW, outer, 1 << 20)
-    with Sniffer(markers=[MARKER]) as wire, load(A, B, family, 60, pps=500) as run:
-        time.sleep(1)
+    with Sniffer(markers=[MARKER]) as wire, load(A, B, family, pps=500) as run:
+        time.sleep(pace.patient(1))
         with _narrow_cable(N2):
             until(lambda: _route_mtus(N1) == {inner}, "n1 has heard it from the router")
             until(lambda: _route_mtus(N2) == {inner}, "n2 has seen its device", 5)
@@ -75,7 +77,7 @@ def test_a_cable_gets_narrower_under_a_connection(outer: int, family: int) -> No
                 assert error is not None
                 assert error.mtu == inner, "what the pod is told"
                 assert post.carries(inner - IP_UDP[family])
-            time.sleep(1)
+            time.sleep(pace.patient(1))
             outcome = run.stop()
             assert_private(wire)
     assert outcome.is_intact
@@ -119,5 +121,5 @@ def _narrow_cable(node: LabNode) -> Iterator[None]:
 def _route_mtus(node: LabNode) -> set[int | None]:
     """Of all that leads to the door."""
     with Netlink(node.namespace) as netlink:
-        door = netlink.link("pellicle_host").index
+        door = netlink.link(of(node).door).index
         return {route.mtu for route in netlink.routes(200) if route.device == door}

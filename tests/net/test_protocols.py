@@ -33,6 +33,7 @@ from pellicle import lab
 from pellicle.kernel import netns
 from pellicle.lab.sniffer import Sniffer
 from pellicle.lab.topology import pod_named
+from tests import pace
 from tests.net.loaded import address_of, assert_private
 from tests.net.parcels import SECRET, raw_link
 
@@ -120,7 +121,7 @@ def _ear(pod: str) -> Iterator[Callable[[bytes], bytes]]:
     place = pod_named(pod).namespace
     with netns.socket_in(place, socket.AF_PACKET, socket.SOCK_RAW, 0) as link:
         link.bind(("eth0", 0x0003))  # ETH_P_ALL
-        link.settimeout(SECONDS)
+        link.settimeout(pace.patient(SECONDS))
 
         def hear(mark: bytes) -> bytes:
             while True:

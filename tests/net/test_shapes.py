@@ -18,6 +18,7 @@ from pellicle.lab import agents, check
 from pellicle.lab.frames import Kind
 from pellicle.lab.sniffer import Sniffer
 from pellicle.lab.topology import LabNode
+from tests.net.engines import inner_mtu
 from tests.net.loaded import address_of, assert_private, until
 from tests.net.parcels import (
     IP_UDP,
@@ -33,8 +34,6 @@ from tests.net.streams import connected, exchange
 MakeLab = Callable[..., lab.LabState]
 A, B = "n1/p1", "n2/p1"
 NODES = (LabNode(1), LabNode(2))
-INNER = {(9000, 4): 2046, (1400, 6): 1326, (1500, 4): 1446, (1500, 6): 1426}
-"""MTU in the pods by wire and outer family: what fits, or what the engine can seal."""
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +46,7 @@ def clean(make_lab: MakeLab) -> Iterator[None]:
 def test_clsact_carries_the_same_and_gives_way_to_tcx(make_lab: MakeLab) -> None:
     make_lab(2, 1, settings={"attach": "clsact"})
     assert _attached() == {"clsact"}
-    _everything_passes(INNER[1500, 4], families=(4, 6))
+    _everything_passes(inner_mtu(1500, 4, NODES), families=(4, 6))
     make_lab(2, 1, settings={"attach": "tcx"})
     assert _attached() == {"tcx"}
     assert check.check().problems == ()
@@ -56,7 +55,7 @@ def test_clsact_carries_the_same_and_gives_way_to_tcx(make_lab: MakeLab) -> None
 @pytest.mark.parametrize(("mtu", "outer"), [(9000, 4), (1400, 6)])
 def test_wires_of_other_sizes(make_lab: MakeLab, mtu: int, outer: int) -> None:
     make_lab(2, 1, mtu=mtu, settings={"outer_family": str(outer)})
-    _everything_passes(INNER[mtu, outer], families=(4, 6))
+    _everything_passes(inner_mtu(mtu, outer, NODES), families=(4, 6))
 
 
 @pytest.mark.parametrize(("family", "outer"), [(4, 4), (6, 6)])
@@ -74,7 +73,7 @@ def test_clusters_of_one_ip_version(make_lab: MakeLab, family: int, outer: int) 
         lab.add_pod(node.name)
     until(lambda: all(map(_knows_both_pods, NODES)), "the pods are known")
     assert [len(pod.addresses) for node in lab.status().nodes for pod in node.pods] == [1, 1]
-    _everything_passes(INNER[1500, outer], families=(family,))
+    _everything_passes(inner_mtu(1500, outer, NODES), families=(family,))
 
 
 def _attached() -> set[str]:

@@ -22,6 +22,7 @@ from pellicle.sources.directory import Directory, World, write_node
 from pellicle.sources.links import links, snapshot
 from pellicle.sources.secrets import SecretFileError, read_secret
 from pellicle.wire.link import VethEnd
+from tests import pace
 from tests.pure.sources.facts_made import n
 
 NAMESPACE = f"pellicle-t{os.getpid()}-links"
@@ -38,7 +39,7 @@ def namespace() -> Iterator[str]:
 async def follow(
     seen: AsyncGenerator[Mapping[str, Link], None], wanted: Callable[[Mapping[str, Link]], bool]
 ) -> Mapping[str, Link]:
-    async with asyncio.timeout(DEADLINE_SECONDS):
+    async with asyncio.timeout(pace.patient(DEADLINE_SECONDS)):
         async for devices in seen:
             if wanted(devices):
                 return devices
@@ -117,7 +118,7 @@ async def test_an_unmounted_directory_is_not_an_empty_cluster(mount: Path) -> No
                 worlds.append(world)  # noqa: PERF401 -- it never ends
 
     async def eventually(condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(DEADLINE_SECONDS):
+        async with asyncio.timeout(pace.patient(DEADLINE_SECONDS)):
             while not condition():
                 await asyncio.sleep(0.02)
 
@@ -164,7 +165,7 @@ def test_where_nothing_can_be_watched_the_refresh_finds_changes(tmp_path: Path) 
         [*argv, sys.executable, "-c", UNWATCHED, str(tmp_path)],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=pace.patient(60),
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -22,6 +22,7 @@ from pellicle.facts import Address
 from pellicle.lab import processes
 from pellicle.lab.engines import AUTO
 from pellicle.lab.errors import LabError
+from pellicle.lab.patience import patient
 from pellicle.lab.processes import Process
 from pellicle.lab.topology import (
     BPFFS,
@@ -104,7 +105,7 @@ def stop(nodes: Sequence[LabNode]) -> Sequence[LabNode]:
     running = {
         process: node for node in nodes if (process := processes.read_pid_file(node.pid_file))
     }
-    stubborn = processes.stop(running, STOP_SECONDS)
+    stubborn = processes.stop(running, patient(STOP_SECONDS))
     for node in nodes:
         node.pid_file.unlink(missing_ok=True)
     return [running[process] for process in stubborn]
@@ -115,8 +116,9 @@ def kill(node: LabNode, number: signal.Signals) -> None:
     process = processes.read_pid_file(node.pid_file)
     if process is None or not processes.send_signal(process, number):
         raise LabError(f"no agent runs on {node.name}")
-    if not processes.wait_end(process, STOP_SECONDS):
-        raise LabError(f"the agent of {node.name} lives {STOP_SECONDS:g} s after {number.name}")
+    seconds = patient(STOP_SECONDS)
+    if not processes.wait_end(process, seconds):
+        raise LabError(f"the agent of {node.name} lives {seconds:g} s after {number.name}")
     node.pid_file.unlink(missing_ok=True)
 
 
@@ -125,7 +127,7 @@ def ask(node: LabNode, call: str, **arguments: Any) -> list[Any]:
     request = json.dumps({"call": call, **arguments}).encode() + b"\n"
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-            connection.settimeout(ASK_SECONDS)
+            connection.settimeout(patient(ASK_SECONDS))
             connection.connect(str(node.socket))
             connection.sendall(request)
             with connection.makefile("rb") as lines:
@@ -157,7 +159,7 @@ def wait_ready(
     addresses: Collection[Address],
 ) -> None:
     """Return when each agent can carry all traffic between `addresses`; LabError says why not."""
-    deadline = time.monotonic() + READY_SECONDS + READY_SECONDS_EACH * len(nodes)
+    deadline = time.monotonic() + patient(READY_SECONDS + READY_SECONDS_EACH * len(nodes))
     waiting = dict.fromkeys(nodes, "has not answered yet")
     while waiting:
         for node in tuple(waiting):

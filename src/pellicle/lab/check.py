@@ -95,7 +95,7 @@ def _heard(sniffer: Sniffer) -> Iterator[str]:
     if marks:
         yield f"what the pods said could be read in {marks} packets"
     yield from (
-        f"nonce {reuse.iv} under SPI 0x{reuse.spi:08x} protected two packets"
+        f"{reuse.field} {reuse.number} under SPI 0x{reuse.spi:08x} protected two packets"
         for reuse in sniffer.reuses()[:MOST_NAMED]
     )
     if sniffer.lost():

@@ -23,6 +23,7 @@ from pellicle.lab import agents, cabling, engines, pods, processes, state
 from pellicle.lab.engines import AUTO
 from pellicle.lab.errors import LabError
 from pellicle.lab.lock import locked
+from pellicle.lab.patience import patient
 from pellicle.lab.state import LabState
 from pellicle.lab.topology import (
     BPFFS,
@@ -85,7 +86,7 @@ def down(progress: Progress = lambda _line: None) -> None:
         for node in agents.stop(sorted(nodes)):
             progress(f"the agent of {node.name} did not stop and was killed")
         # What else lives in there: shells, captures, an agent whose pid file was lost.
-        processes.stop(processes.inside(cabling.namespaces()), STOP_SECONDS)
+        processes.stop(processes.inside(cabling.namespaces()), patient(STOP_SECONDS))
         for node in nodes:
             cabling.disconnect_node(node)
         cabling.clear_wire()
@@ -232,7 +233,7 @@ def _strike_off(node: LabNode) -> None:
     is_answering = _answers(node)
     _each(lambda pod: pods.unplug(pod, is_agent_up=is_answering), state.standing_pods(node))
     agents.stop([node])
-    processes.stop(processes.inside([node.namespace]), STOP_SECONDS)
+    processes.stop(processes.inside([node.namespace]), patient(STOP_SECONDS))
     cabling.disconnect_node(node)
     (CLUSTER / "nodes" / f"{node.name}.yaml").unlink(missing_ok=True)
     for tree in (CLUSTER / "endpoints" / node.name, node.run_dir, node.bpffs):

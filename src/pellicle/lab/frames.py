@@ -10,7 +10,7 @@ Ethernet ┬ IPv4 ┬ ESP        SPI, sequence number, IV
 +---------------------------------------------------------------+
 |               Security Parameters Index (SPI)                 |   RFC 4303 §2
 |                 Sequence number, low 32 bits                  |
-|                       IV (8 bytes, RFC 7634)                  |
+|                IV (8 bytes, RFC 4106, RFC 7634)               |
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def describe(frame: bytes, length: int) -> str:
     ends = f"{header.source} > {header.destination}"
     esp = read_esp(frame, header.start) if header.protocol == "ESP" else None
     if esp is not None:
-        return f"{ends} ESP spi 0x{esp.spi:08x} seq {esp.iv}, {length} bytes"
+        return f"{ends} ESP spi 0x{esp.spi:08x} seq {esp.sequence}, {length} bytes"
     if header.protocol in {"TCP", "UDP"} and len(frame) >= header.start + 4:
         source, destination = _PORTS.unpack_from(frame, header.start)
         return f"{ends} {header.protocol} {source} > {destination}, {length} bytes"

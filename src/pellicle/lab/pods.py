@@ -23,6 +23,7 @@ from pellicle.kernel import netns
 from pellicle.kernel.netlink import Netlink
 from pellicle.lab import cabling
 from pellicle.lab.errors import LabError
+from pellicle.lab.patience import patient
 from pellicle.lab.topology import POD_NAMESPACE, LabPod
 
 CNI_VERSION: Final = "1.1.0"
@@ -77,6 +78,7 @@ def addresses(pod: LabPod) -> tuple[Address, ...]:
 
 def call_plugin(pod: LabPod, command: str) -> Mapping[str, Any]:
     """Execute the plugin for the pod; LabError carries what it said when it refused."""
+    seconds = patient(PLUGIN_SECONDS)
     try:
         done = netns.run_in(
             pod.node.namespace,
@@ -85,10 +87,10 @@ def call_plugin(pod: LabPod, command: str) -> Mapping[str, Any]:
             env=_environment(pod, command),
             capture_output=True,
             text=True,
-            timeout=PLUGIN_SECONDS,
+            timeout=seconds,
         )
     except subprocess.TimeoutExpired as error:
-        raise LabError(f"CNI {command} of {pod.name} took over {PLUGIN_SECONDS:g} s") from error
+        raise LabError(f"CNI {command} of {pod.name} took over {seconds:g} s") from error
     if done.returncode:
         said = (done.stdout + done.stderr).strip()
         raise LabError(f"CNI {command} of {pod.name} failed: {_words(said)}")

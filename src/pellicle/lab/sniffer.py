@@ -22,7 +22,7 @@ import threading
 import zlib
 from array import array
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +30,7 @@ from typing import Final, NamedTuple, Self
 
 from pellicle.kernel import netns
 from pellicle.lab.frames import Header, Kind, describe, header_key, read_esp, read_header
+from pellicle.lab.patience import patient
 from pellicle.lab.pcap import Pcap
 from pellicle.lab.ring import Block, Ring
 from pellicle.lab.topology import WIRE
@@ -80,12 +81,15 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Reuse:
-    """One nonce under one SPI that protected two different packets."""
+    """One number under one SPI that two different packets carried."""
 
     source: str
     destination: str
     spi: int
-    iv: int
+    field: str
+    """IV, or sequence number: an SA that began again. The kernel hides that from the IV, which it
+    makes of the sequence number and a salt of the SA's own (Linux: crypto/seqiv.c)."""
+    number: int
 
 
 @dataclass(slots=True)
@@ -101,9 +105,10 @@ class _Line:
 
 @dataclass(slots=True)
 class _Used:
-    """The IVs seen under one SPI, and a digest of what each protected."""
+    """IVs and sequence numbers seen under one SPI, and a digest of what each protected."""
 
     ivs: array[int] = field(default_factory=lambda: array("Q"))
+    sequences: array[int] = field(default_factory=lambda: array("I"))
     digests: array[int] = field(default_factory=lambda: array("I"))
 
 
@@ -173,7 +178,7 @@ class Sniffer:
         self._echo.recv(_TOKEN.size)
         with self._news:
             heard = self._news.wait_for(
-                lambda: self._heard_token == token or self._failed, SETTLE_SECONDS
+                lambda: self._heard_token == token or self._failed, patient(SETTLE_SECONDS)
             )
             if self._failed:
                 raise RuntimeError("the sniffer broke") from self._failed
@@ -212,9 +217,9 @@ class Sniffer:
         """Every nonce that protected two different packets; the same packet twice is none."""
         with self._news:
             return tuple(
-                Reuse(*key, iv)
+                Reuse(*key, *found)
                 for key, used in self._used.items()
-                for iv in _reused(used.ivs, used.digests)
+                for found in _found_twice(used)
             )
 
     def lost(self) -> int:
@@ -288,6 +293,7 @@ class Sniffer:
         if used is None:
             used = self._used[key] = _Used()
         used.ivs.append(esp.iv)
+        used.sequences.append(esp.sequence)
         used.digests.append(zlib.crc32(frame[header.start :]))
 
     def _search(self, block: Block) -> None:
@@ -310,10 +316,19 @@ class Sniffer:
         return answer[:16].split(b"\0")[0].decode()
 
 
-def _reused(ivs: Sequence[int], digests: Sequence[int]) -> Sequence[int]:
+def _found_twice(used: _Used) -> Iterator[tuple[str, int]]:
+    """A sequence number counts only where the IVs were others: else it says the same again."""
+    ivs = _reused(used.ivs, used.digests)
+    yield from (("IV", iv) for iv in ivs)
+    if not ivs:
+        again = _reused(used.sequences, used.digests)
+        yield from (("sequence number", number) for number in again)
+
+
+def _reused(numbers: Sequence[int], digests: Sequence[int]) -> Sequence[int]:
     protected: dict[int, int] = {}
     reused: dict[int, None] = {}
-    for iv, digest in zip(ivs, digests, strict=True):
-        if protected.setdefault(iv, digest) != digest:
-            reused[iv] = None
+    for number, digest in zip(numbers, digests, strict=True):
+        if protected.setdefault(number, digest) != digest:
+            reused[number] = None
     return tuple(reused)

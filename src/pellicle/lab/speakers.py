@@ -21,6 +21,7 @@ from pellicle.facts import Address
 from pellicle.kernel import netns
 from pellicle.lab import traffic
 from pellicle.lab.errors import LabError
+from pellicle.lab.patience import patient
 from pellicle.lab.topology import LabPod
 
 PROTOCOLS: Final = ("TCP", "UDP", "ICMP")
@@ -57,7 +58,7 @@ class Speakers:
             for pod in addresses:
                 self._processes[pod] = _start(pod)
             for pod in addresses:
-                self._answer(pod, time.monotonic() + START_SECONDS)
+                self._answer(pod, time.monotonic() + patient(START_SECONDS))
         except BaseException:
             self.close()
             raise
@@ -85,12 +86,13 @@ class Speakers:
                 "rounds": rounds,
                 "pause": pause,
                 "protocols": list(protocols),
+                "patience": patient(traffic.ANSWER_SECONDS),
             }
             pipe(process.stdin).write(json.dumps(order) + "\n")
             pipe(process.stdin).flush()
         # A conversation that gets no answer gives up after one patience, the next one begins then.
-        most = rounds * pause + traffic.ANSWER_SECONDS * len(protocols) * len(self._addresses)
-        deadline = time.monotonic() + most + START_SECONDS
+        most = traffic.ANSWER_SECONDS * len(protocols) * len(self._addresses) + START_SECONDS
+        deadline = time.monotonic() + rounds * pause + patient(most)
         return tuple(
             self._said(pod, family, row)
             for pod in self._processes
@@ -102,10 +104,10 @@ class Speakers:
             process.terminate()
         for process in self._processes.values():
             try:
-                process.wait(STOP_SECONDS)
+                process.wait(patient(STOP_SECONDS))
             except subprocess.TimeoutExpired:
                 process.kill()
-                process.wait(STOP_SECONDS)
+                process.wait(patient(STOP_SECONDS))
             for end in (process.stdin, process.stdout, process.stderr):
                 pipe(end).close()
         self._processes.clear()

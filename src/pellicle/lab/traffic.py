@@ -53,9 +53,9 @@ class Talk:
 class Conversation:
     """Sends one message at a time over its socket and waits for the answer."""
 
-    def __init__(self, address: str, protocol: str, message: bytes) -> None:
+    def __init__(self, address: str, protocol: str, message: bytes, patience: float) -> None:
         self.talk = Talk(address, protocol)
-        self._message = message
+        self._message, self._patience = message, patience
         self._family = socket.AF_INET6 if ":" in address else socket.AF_INET
         self._socket: socket.socket | None = None
 
@@ -99,7 +99,7 @@ class Conversation:
         if kind == socket.SOCK_RAW and self._family == socket.AF_INET6:
             number = socket.IPPROTO_ICMPV6
         connection = socket.socket(self._family, kind, number)
-        connection.settimeout(ANSWER_SECONDS)
+        connection.settimeout(self._patience)
         connection.connect((self.talk.to, 0 if kind == socket.SOCK_RAW else PORT))
         return connection
 
@@ -119,7 +119,7 @@ class Conversation:
             # For ICMPv6 the kernel does this (RFC 3542 §3.1).
             request = request[:2] + _checksum(request).to_bytes(2) + request[4:]
         connection.send(request)
-        deadline = time.monotonic() + ANSWER_SECONDS
+        deadline = time.monotonic() + self._patience
         while time.monotonic() < deadline:
             packet = connection.recv(65535)
             if self._family == socket.AF_INET:
@@ -148,12 +148,23 @@ def _checksum(data: bytes) -> int:
 
 
 def talk(
-    targets: list[str], text: str, rounds: int, pause: float, protocols: list[str]
+    targets: list[str],
+    text: str,
+    rounds: int,
+    pause: float,
+    protocols: list[str],
+    patience: float,
 ) -> list[Talk]:
-    """`rounds` messages by every protocol to every address, evenly paced."""
+    """`rounds` messages by every protocol to every address, evenly paced.
+
+    `patience`: how many seconds an answer may take.
+    """
     conversations = [
         Conversation(
-            address, protocol, _repeated(text, STREAM_BYTES if protocol == "TCP" else MESSAGE_BYTES)
+            address,
+            protocol,
+            _repeated(text, STREAM_BYTES if protocol == "TCP" else MESSAGE_BYTES),
+            patience,
         )
         for address in targets
         for protocol in protocols

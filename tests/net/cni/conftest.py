@@ -16,6 +16,7 @@ from pellicle.kernel.netlink import Netlink
 from pellicle.serve import CallError, Request, listen, serve
 from pellicle.sources.cni_spec import CniError
 from pellicle.wire.link import LinkAddress
+from tests import pace
 from tests.net.cni.node import NODE, P1, P2, PREFIX, World
 
 
@@ -65,7 +66,7 @@ async def socket_path(world: World, tmp_path: Path) -> AsyncIterator[Path]:
 
 @pytest.fixture
 def pods(node: str) -> Iterator[list[str]]:
-    names = [f"{PREFIX}-many{number}" for number in range(50)]
+    names = [f"{PREFIX}-many{number}" for number in range(pace.amount(50, 10))]
     try:
         for name in names:
             netns.create(name)

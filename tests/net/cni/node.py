@@ -30,11 +30,13 @@ from pellicle.sources.cni import Cni, Datapath, Records
 from pellicle.sources.cni_spec import CniError, Code, Mtu
 from pellicle.wire.link import LinkInfo
 from pellicle.wire.netlink import MAIN_TABLE
+from tests import pace
 
 PLUGIN = Path(__file__).parents[3] / "cni" / "pellicle-cni"
 PREFIX = f"pellicle-cni{os.getpid()}"
 NODE, P1, P2 = f"{PREFIX}-node", f"{PREFIX}-p1", f"{PREFIX}-p2"
 CIDRS = (ip_network("10.244.1.0/24"), ip_network("fd00:244:0:1::/64"))
+PLUGIN_SECONDS = 20.0
 MTU = Mtu(device=1500, v4=1446, v6=1426)
 EVERYWHERE = (ip_network("0.0.0.0/0"), ip_network("::/0"))
 GATEWAY6 = ip_address("fe80::1")
@@ -154,7 +156,13 @@ async def ping(pod: str, address: str, *options: str) -> bool:
     """Whether any of some echoes comes back; neighbours may have to be found first."""
     with netns.inside(pod):
         done = await asyncio.create_subprocess_exec(
-            "ping", "-n", "-c1", "-w8", *options, address, stdout=asyncio.subprocess.DEVNULL
+            "ping",
+            "-n",
+            "-c1",
+            f"-w{pace.patient(8):.0f}",
+            *options,
+            address,
+            stdout=asyncio.subprocess.DEVNULL,
         )
     return await done.wait() == 0
 
@@ -186,6 +194,7 @@ async def plugin(command: str, path: Path, pod: str, **config: Any) -> Any:
     started = await asyncio.create_subprocess_exec(
         PLUGIN, env=environment, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
     )
-    out, _ = await started.communicate(json.dumps({**row, **config}).encode())
+    limit = {"timeout": pace.patient(PLUGIN_SECONDS)}
+    out, _ = await started.communicate(json.dumps({**row, **limit, **config}).encode())
     assert (started.returncode == 0) == (b'"code"' not in out), out
     return json.loads(out) if out else None

@@ -15,6 +15,7 @@ from pellicle.sources import veth
 from pellicle.sources.cni import Cni, Records
 from pellicle.sources.cni_spec import Code, Plug
 from pellicle.wire.link import VethEnd
+from tests import pace
 from tests.net.cni.node import (
     CIDRS,
     NOTHING,
@@ -49,7 +50,7 @@ async def test_del_of_what_never_was_is_success(world: World) -> None:
 async def test_del_after_the_namespace_has_gone(world: World) -> None:
     await add(world)
     netns.delete(P1)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + pace.patient(10)
     while devices():
         assert time.monotonic() < deadline, "the kernel takes the veth with the namespace"
         await asyncio.sleep(0.02)
@@ -90,7 +91,7 @@ async def test_a_pod_in_a_new_container_takes_the_place_of_the_old(world: World)
 async def test_two_containers_that_want_to_be_the_same_pod_at_once(world: World) -> None:
     for _ in range(5):
         calls = [add(world, P1, "c1"), add(world, P2, "c2"), add(world, P1, "c1")]
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(pace.patient(20)):
             await asyncio.gather(*calls)
         (left,) = devices()
         assert world.left()["files"] == ["default/p1"]

@@ -7,6 +7,7 @@ import asyncio
 import time
 from pathlib import Path
 
+from tests import pace
 from tests.net.cni.node import (
     NOTHING,
     P1,
@@ -38,10 +39,10 @@ async def test_the_plugin_connects_checks_and_removes_a_pod(
     assert world.left() == NOTHING
 
 
-async def test_fifty_pods_come_and_go_at_once_and_leave_nothing(
+async def test_many_pods_come_and_go_at_once_and_leave_nothing(
     world: World, socket_path: Path, pods: list[str]
 ) -> None:
-    world.cni = world.fresh(seconds=10)
+    world.cni = world.fresh(seconds=pace.patient(10))
     await world.start()
     for _ in range(2):
         started = time.perf_counter()
@@ -71,7 +72,7 @@ async def test_adds_and_dels_of_the_same_pods_in_any_order_leave_nothing(
         await asyncio.gather(*both)
         await delete(world, pod)
 
-    world.cni = world.fresh(seconds=10)
+    world.cni = world.fresh(seconds=pace.patient(10))
     await world.start()
     await asyncio.gather(*(come_and_go(pod) for pod in pods[:20]))
     assert world.left() == NOTHING
@@ -87,4 +88,4 @@ async def test_one_add_and_one_del_are_quick(world: World) -> None:
         times.append((middle - started, time.perf_counter() - middle))
     adding, deleting = (sorted(each)[5] * 1e3 for each in zip(*times, strict=True))
     print(f"\ninside the agent: ADD {adding:.1f} ms, DEL {deleting:.1f} ms (medians)")
-    assert adding < 1000
+    assert adding < pace.patient(1000)
