@@ -74,6 +74,7 @@ def led_astray(stack: ExitStack, side: Side, mode: Mode, mtu: int) -> Tun:
     for family in ("-4", "-6"):
         change = f"ip {family} route replace default dev pellicle_xfrm mtu {mtu} table 200"
         netns.run_in(side.namespace, change.split(), check=True)
+    device.left()  # before the program was there
     return device
 
 

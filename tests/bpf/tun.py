@@ -20,6 +20,8 @@ from pellicle.kernel import netns
 from tests.bpf import packets
 
 _TUNSETIFF, _IFF_TUN, _IFF_NO_PI = 0x400454CA, 1, 0x1000
+_TUNSETOFFLOAD, _TUN_F_CSUM = 0x400454D0, 1
+"""As pellicle_xfrm: the stack leaves checksums to whoever comes next."""
 _ETH_P_ALL = 3
 _SO_RCVMARK = 75
 """Since Linux 5.19 a packet socket tells what an outgoing packet's mark was."""
@@ -42,6 +44,7 @@ class Tun:
             self._fd = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
             request = struct.pack("16sH22x", name.encode(), _IFF_TUN | _IFF_NO_PI)
             fcntl.ioctl(self._fd, _TUNSETIFF, request)
+            fcntl.ioctl(self._fd, _TUNSETOFFLOAD, _TUN_F_CSUM)
             self.ifindex = socket.if_nametoindex(name)
         netns.write_sysctl(f"net/ipv6/conf/{name}/addr_gen_mode", 1, namespace)  # none
         netns.run_in(namespace, f"ip link set {name} up".split(), check=True)
