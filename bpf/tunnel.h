@@ -137,7 +137,8 @@ __noinline int tunnel_open(struct __sk_buff *skb, struct ccp *c, __u32 len, __u3
 		return DROP_ESP_MALFORMED;
 	len = bounded(len, CCP_MAX);
 	*(__be16 *)&c->head[CCP_HEAD - sizeof(__be16)] = ethertype;
-	if (tunnel_set_family(skb, ethertype) || bpf_skb_change_tail(skb, ETH_HLEN + len, 0) ||
+	/* Not in one piece, as from the kernel's IPsec and from many devices, it cannot be shortened. */
+	if (bpf_skb_pull_data(skb, skb->len) || tunnel_set_family(skb, ethertype) || bpf_skb_change_tail(skb, ETH_HLEN + len, 0) ||
 	    bpf_skb_store_bytes(skb, 2 * ETH_ALEN, &c->head[CCP_HEAD - sizeof(__be16)],
 				sizeof(__be16) + len, TUNNEL_STORE))
 		return DROP_ESP_MALFORMED;
