@@ -91,10 +91,14 @@ CASES = [
             "in software: eth0 has no esp-hw-offload switched on",
             "n3    ● ready     192.168.3.2  xfrm    chacha20-poly1305  3·12",
             "n5    ✗ no-offer  192.168.5.2                             3·12",
-            "3 of 3 in step, 62 rows; healed after someone else had changed them: "
-            "3 in policies, 1 in routes",
-            "Dropped by the kernel's IPsec\n  1.7k packets: the SA is gone (XfrmOutNoStates)\n"
-            "       Of XfrmOutNoStates.\n     2 packets: seen before (XfrmInStateSeqError)\n",
+            (
+                "3 of 3 in step, 62 rows; healed after someone else had changed them: "
+                "3 in policies, 1 in routes"
+            ),
+            (
+                "Dropped by the kernel's IPsec\n  1.7k packets: the SA is gone (XfrmOutNoStates)\n"
+                "       Of XfrmOutNoStates.\n     2 packets: seen before (XfrmInStateSeqError)\n"
+            ),
             "     1 packet: no state (XfrmInNoStates)\n",
             "tunnels of others on this node are in it",
         ),
