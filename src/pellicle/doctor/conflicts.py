@@ -44,9 +44,7 @@ def sharing(rules: Iterable[Rule]) -> Iterator[str]:
 
 
 def _foreign(rules: Iterable[Rule]) -> Iterator[Rule]:
-    return (
-        rule for rule in rules if rule.protocol != PROTOCOL and rule.table != _LOCAL_TABLE
-    )
+    return (rule for rule in rules if rule.protocol != PROTOCOL and rule.table != _LOCAL_TABLE)
 
 
 def _is_early(rule: Rule) -> bool:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is to be said about a machine, and what can be done: a Machine in, a Diagnosis out.
 
-    well     as it should be
-    wary     works without, or worth a word
-    wrong    no engine runs with this
+well     as it should be
+wary     works without, or worth a word
+wrong    no engine runs with this
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from pellicle.settings import CipherChoice, EngineChoice
 from pellicle.sources.uplink import Uplink
 
 OLDEST = (5, 15)
-"""Atomics that fetch, memory arguments of global functions and bpf_loop's elders."""
+"""The kernel that docs/engines.md asks for."""
 _CAPABILITIES = (
     "In a container it needs the host's CAP_SYS_ADMIN, CAP_NET_ADMIN and CAP_BPF (privileged)."
 )
 _AES = frozenset({Cipher.AES_128_GCM, Cipher.AES_256_GCM})
-_MODULES = {cipher: ("gcm", "CONFIG_CRYPTO_GCM") for cipher in _AES} | {
+_MODULES = dict.fromkeys(_AES, ("gcm", "CONFIG_CRYPTO_GCM")) | {
     Cipher.CHACHA20_POLY1305: ("chacha20poly1305", "CONFIG_CRYPTO_CHACHA20POLY1305")
 }
 _PACKAGE = "On Debian the modules come with the running kernel's package (linux-image-$(uname -r))."
@@ -183,11 +183,10 @@ def _speed(machine: Machine, tried: Tried) -> Iterator[Finding]:
 
 def _others(tried: Tried) -> Iterator[Finding]:
     """What others have set up, and would have a say in pods' packets."""
-    caught = [_policy for _policy in catching(tried.policies, tried.pods)]
     yield _conflict(
         "policies of others",
         "none that catches pods' packets",
-        caught,
+        catching(tried.policies, tried.pods),
         "Without an if_id they apply to pods' packets before these reach pellicle_xfrm, if pods "
         "have such addresses: make them narrower, or give them an if_id.",
     )
