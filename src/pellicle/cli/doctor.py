@@ -16,7 +16,12 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--uplink", metavar="DEVICE", help="The uplink.  [default: of the default route]")
+@click.option(
+    "--uplink",
+    metavar="DEVICE",
+    shell_complete=lambda _c, _p, text: [name for name in _devices() if name.startswith(text)],
+    help="The device to other nodes.  [default: of the default route]",
+)
 @speaks_json
 @click.pass_context
 def doctor(context: click.Context, uplink: str | None, *, as_json: bool) -> None:
@@ -47,6 +52,12 @@ def doctor(context: click.Context, uplink: str | None, *, as_json: bool) -> None
 
         print_page(lambda _width: page(found))
     context.exit(Exit.WELL if found.choice else Exit.DEGRADED)
+
+
+def _devices() -> list[str]:
+    import socket
+
+    return sorted(name for _, name in socket.if_nameindex())
 
 
 def _json(found: Diagnosis) -> dict[str, Any]:
