@@ -209,7 +209,7 @@ def test_the_flow_tells_its_keys_and_engine(door: Door, peer: Peer) -> None:
 
 
 def test_what_the_kernel_would_cut_while_it_encrypts_goes_nowhere(door: Door) -> None:
-    """Its segments may share a nonce. The agent has segmentation done before; nothing relies on it."""
+    """Its segments may share a nonce. The agent has that done before; nothing relies on it."""
     door.node.put_peer("198.51.100.1", node=OVER4.address)
     for command in ("addr add 192.0.2.1/32 dev lo", "route add 198.51.100.1 dev pellicle_xfrm"):
         netns.run_in(NAME, f"ip {command}".split(), check=True)
