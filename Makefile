@@ -39,7 +39,8 @@ test:
 	@scripts/setup.sh test
 	@$(MAKE) --no-print-directory check
 	$(PYTEST) tests/bpf
-	$(PYTEST) --durations=10 tests/net $(wildcard tests/interop)
+	$(PYTEST) --durations=10 tests/net
+	@$(MAKE) --no-print-directory vm TEST='tests/vm/test_xfrm_states.py tests/vm/test_xfrm_traffic.py'
 
 vm:
 	@scripts/setup.sh test
