@@ -6,6 +6,9 @@
 
 Its number (if_id) is on every policy and state of ours, and on nobody else's: what others do with
 IPsec on this node never meets it.
+
+Packets are segmented before they get there. With the module esp6_offload, which any driver may
+load, the kernel would encrypt the segments itself, and give each the nonce of the packet after it.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from pellicle.datapath.programs import DOOR_XFRM
 from pellicle.facts import Engine, Link
 from pellicle.kernel.netlink import Netlink
 from pellicle.kernel.netns import read_sysctl, write_sysctl
+from pellicle.kernel.offloads import ALL_TRANSMIT, is_on, switch_off
 from pellicle.keys.rows import Sa, SaKey
 
 IF_ID = 0x70656C6C
@@ -61,7 +65,8 @@ class XfrmDeviceTarget:
         if link is None:
             return {}
         is_right = link.kind == "xfrm" and link.if_id == IF_ID and link.is_up
-        if not is_right or read_sysctl(self._source_check) != _LOOSE:
+        is_whole = any(is_on(DOOR_XFRM, offload) for offload in ALL_TRANSMIT)
+        if not is_right or is_whole or read_sysctl(self._source_check) != _LOOSE:
             return {DOOR_XFRM: XfrmDevice(0, 0)}
         return {DOOR_XFRM: XfrmDevice(link.mtu, link.link)}
 
@@ -95,5 +100,6 @@ class XfrmDeviceTarget:
         index = self._netlink.link(DOOR_XFRM).index
         # Loose: what another node sends to this one comes in here, and goes back by the uplink.
         write_sysctl(self._source_check, _LOOSE)
+        switch_off(DOOR_XFRM, ALL_TRANSMIT)
         self._netlink.change_link(index, has_link_local=False)
         self._netlink.change_link(index, is_up=True, mtu=row.mtu)
