@@ -2,13 +2,20 @@
 # make demo    see it work: three nodes, encryption off, then on, a sniffer on the wire
 # make test    everything: check, then the tests that need root and a kernel
 # make check   a minute, no root: lint, types, import contracts, pure tests and their coverage
+# make vm      the tests that need the kernel's ESP, in a machine of their own [KERNEL=uml] [TEST=…]
 # make bench   one table against plaintext and wireguard-go (minutes)
 PY = .venv/bin/python
 PYTEST = $(PY) -m pytest -p no:cacheprovider
 # The pure core: each of these keeps 90% of its lines and branches in the pure tests alone.
 CORE = keys/* wire/* facts.py table.py
 
-.PHONY: demo test check bench lint pure clean
+KERNEL = 6.12
+TEST = tests/vm
+# Times that a kernel is slower in there, about: waits are longer by as much, and loads brief.
+PATIENCE_6.12 = 20
+PATIENCE_uml = 4
+
+.PHONY: demo test check bench lint pure vm clean
 demo:
 	@scripts/setup.sh demo
 	@.venv/bin/pellicle demo
@@ -33,6 +40,11 @@ test:
 	@$(MAKE) --no-print-directory check
 	$(PYTEST) tests/bpf
 	$(PYTEST) --durations=10 tests/net $(wildcard tests/interop)
+
+vm:
+	@scripts/setup.sh test
+	tests/vm/boot.sh -k $(KERNEL) $(if $(CMD),sh -c '$(CMD)',env PYTHONDONTWRITEBYTECODE=1 \
+	$(PYTEST) --engine xfrm --brief --patience $(PATIENCE_$(KERNEL)) --durations=5 $(TEST))
 
 bench:
 	@scripts/setup.sh bench
