@@ -5,9 +5,8 @@
  *     stack ─▶ pellicle_host ═ pellicle_net ─▶ door: the bpf engine seals it
  *     stack ─▶ pellicle_xfrm: door_xfrm chooses the SA, by a mark; the kernel's IPsec encrypts
  *
- * At pellicle_net packets come as they would go on a wire: segmented, checksummed, at most as long
- * as the route's MTU says.  The kernel's IPsec segments by itself, so at pellicle_xfrm they may not.
- * Routes lead to the door of the engine whose pair is in use; on a pair of the bpf engine that
+ * At both they come as they would go on a wire: segmented, checksummed, at most as long as the
+ * route's MTU says.  Routes lead to the door of the engine whose pair is in use; on a pair of the bpf engine that
  * door_xfrm meets meanwhile, packets go over to the other door.
  */
 #pragma once
@@ -182,6 +181,10 @@ int door_xfrm(struct __sk_buff *skb)
 		reason = DROP_WRONG_DOOR;
 		goto out;
 	}
+	/* Segments that the kernel cuts while it encrypts may share a nonce; it cuts before, or not. */
+	reason = DROP_SEAL_FAILED;
+	if (skb->gso_size)
+		goto out;
 	skb->mark = sa->mark | (p->tos & MARK_ECN);
 	reason = door_done(s);
 out:

@@ -87,6 +87,19 @@ static __always_inline int tunnel_set_family(struct __sk_buff *skb, __be16 ether
 	return skb->protocol == ethertype ? 0 : -1;
 }
 
+/* The skb's length, of which every byte is written anew afterwards.  A packet that a tunnel of the
+ * kernel's has made (a pod's VXLAN; over veth, a peer's IPsec) bears skb->encapsulation, under which
+ * the tail must not be moved; the room behind the Ethernet header may.
+ */
+static __always_inline int tunnel_resize(struct __sk_buff *skb, __u32 len)
+{
+	__s32 more = len - skb->len;
+
+	if (!bpf_skb_change_tail(skb, len, 0))
+		return 0;
+	return bpf_skb_adjust_room(skb, more, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_NO_CSUM_RESET);
+}
+
 /* Would the outer packet go through the uplink?  Larger ones vanish in the device, uncounted. */
 static __always_inline int tunnel_fits(struct __sk_buff *skb, const struct sa_out *sa, __u32 len)
 {
@@ -124,7 +137,7 @@ __noinline int tunnel_seal(struct __sk_buff *skb, struct scratch *s, struct sa_o
 		outer_ipv6(c, sa, s->packet.tos, s->packet.hash);
 	}
 	len = room + bounded(c->len, CCP_MAX) + ESP_ICV;
-	if (tunnel_set_family(skb, ethertype) || bpf_skb_change_tail(skb, len, 0) ||
+	if (tunnel_set_family(skb, ethertype) || tunnel_resize(skb, len) ||
 	    bpf_skb_store_bytes(skb, 0, &c->head[CCP_HEAD - room], len, TUNNEL_STORE))
 		return DROP_SEAL_FAILED;
 	return REASON_NONE;
@@ -137,7 +150,7 @@ __noinline int tunnel_open(struct __sk_buff *skb, struct ccp *c, __u32 len, __u3
 		return DROP_ESP_MALFORMED;
 	len = bounded(len, CCP_MAX);
 	*(__be16 *)&c->head[CCP_HEAD - sizeof(__be16)] = ethertype;
-	if (tunnel_set_family(skb, ethertype) || bpf_skb_change_tail(skb, ETH_HLEN + len, 0) ||
+	if (tunnel_set_family(skb, ethertype) || tunnel_resize(skb, ETH_HLEN + len) ||
 	    bpf_skb_store_bytes(skb, 2 * ETH_ALEN, &c->head[CCP_HEAD - sizeof(__be16)],
 				sizeof(__be16) + len, TUNNEL_STORE))
 		return DROP_ESP_MALFORMED;

@@ -12,6 +12,7 @@ import click
 from pellicle.cli.about import completion, version
 from pellicle.cli.agent import agent
 from pellicle.cli.demo import demo
+from pellicle.cli.doctor import doctor
 from pellicle.cli.encrypt import encrypt
 from pellicle.cli.flows import flows
 from pellicle.cli.lab import lab
@@ -33,6 +34,8 @@ def main() -> None:
     \b
     See it work on this machine, as root:
       pellicle demo
+    What this machine can do, before an agent runs:
+      pellicle doctor
     Look at a running agent:
       pellicle status
       pellicle flows --follow
@@ -46,5 +49,7 @@ def main() -> None:
     """
 
 
-for command in (agent, completion, demo, encrypt, flows, lab, map_, metrics, status, version):
+for command in (
+    agent, completion, demo, doctor, encrypt, flows, lab, map_, metrics, status, version,
+):  # fmt: skip
     main.add_command(command)

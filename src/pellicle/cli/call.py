@@ -44,6 +44,15 @@ def answers(path: Path, call: str, *, is_endless: bool = False, **arguments: Any
                 yield _read(line, path)
 
 
+def is_answered(path: Path) -> bool:
+    """Whether an agent listens there."""
+    try:
+        _connected(path).close()
+    except Unreachable:
+        return False
+    return True
+
+
 def _connected(path: Path) -> socket.socket:
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     connection.settimeout(PATIENCE)

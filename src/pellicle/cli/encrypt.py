@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from pellicle.cli.call import one
+from pellicle.cli.flush import flush
 from pellicle.cli.options import asks_agent, speaks_json
 from pellicle.cli.printed import print_json, print_page, understood
 from pellicle.cli.status import health, status_of
@@ -18,8 +19,9 @@ def encrypt() -> None:
     """Keys: whose stand, and what they carried.
 
     \b
-    Example:
+    Examples:
       pellicle encrypt status
+      pellicle encrypt flush --dry-run
     """
 
 
@@ -54,3 +56,6 @@ def encrypt_status(context: click.Context, socket: Path, *, verbose: bool, as_js
 
         print_page(lambda width: page(node, shape, width, is_verbose=verbose))
     context.exit(health(node))
+
+
+encrypt.add_command(flush)

@@ -59,6 +59,12 @@ def lab_nodes() -> list[str]:
     return sorted(found, key=lambda name: (len(name), name))
 
 
+def lab_node(context: click.Context) -> str | None:
+    """What --node said."""
+    node: str | None = context.meta.get("pellicle.node")
+    return node
+
+
 def lab_hint() -> str:
     """Whom to ask instead, when a lab runs here."""
     nodes = lab_nodes()
@@ -79,7 +85,7 @@ def _lab_node(context: click.Context, _option: click.Parameter, value: str | Non
 
 
 def _socket(context: click.Context, _option: click.Parameter, value: Path | None) -> Path:
-    node: str | None = context.meta.get("pellicle.node")
+    node = lab_node(context)
     if node and value:
         raise click.UsageError("--socket and --node both say whom to ask: give one of them.")
     if node:

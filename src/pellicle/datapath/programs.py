@@ -40,6 +40,9 @@ PINNED_MAPS = (
     "counts", "flows", "events", "lost_events",
 )  # fmt: skip
 
+_FULL_AT_ONCE = ("encrypt", "endpoints", "flows")
+"""Maps whose rows the kernel allocates with the map."""
+
 DIRECTIONS: tuple[Direction, ...] = ("ingress", "egress")
 
 log = structlog.get_logger()
@@ -89,6 +92,14 @@ def load(words: Words, maps: Path) -> Object:
         for name in PINNED_MAPS:
             (maps / name).unlink(missing_ok=True)
         return Object.load(path, rodata=rodata, pin_dir=maps, pinned=PINNED_MAPS)
+
+
+def try_out() -> Object:
+    """Load the programs beside those that may be at work, with small maps of their own."""
+    path = object_path()
+    words = Words(False, 0, 0, ())
+    rodata = {"config": pack_words(Btf.parse(path.read_bytes()), words)}
+    return Object.load(path, rodata=rodata, sizes=dict.fromkeys(_FULL_AT_ONCE, 1))
 
 
 def refuse_realtime(version: str) -> None:

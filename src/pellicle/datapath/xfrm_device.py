@@ -6,6 +6,12 @@
 
 Its number (if_id) is on every policy and state of ours, and on nobody else's: what others do with
 IPsec on this node never meets it.
+
+Packets are segmented before they get there. With esp4_offload and esp6_offload, which any driver
+may load, the kernel encrypts the segments itself, and numbers them wrongly: over IPv6 each has the
+nonce of the packet after it, and where 2^32 is passed the upper half of the number stays behind.
+Nor are packets merged that come out: the kernel compares neither their marks nor their states, so
+that one node's packet could pass for a piece of another's.
 """
 
 from __future__ import annotations
@@ -17,11 +23,13 @@ from pellicle.datapath.programs import DOOR_XFRM
 from pellicle.facts import Engine, Link
 from pellicle.kernel.netlink import Netlink
 from pellicle.kernel.netns import read_sysctl, write_sysctl
+from pellicle.kernel.offloads import ALL_TRANSMIT, Offload, is_on, switch_off
 from pellicle.keys.rows import Sa, SaKey
 
 IF_ID = 0x70656C6C
 """`pell`."""
 _LOOSE = "2"
+_UNWANTED = (*ALL_TRANSMIT, Offload.RECEIVE_MERGING)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +69,8 @@ class XfrmDeviceTarget:
         if link is None:
             return {}
         is_right = link.kind == "xfrm" and link.if_id == IF_ID and link.is_up
-        if not is_right or read_sysctl(self._source_check) != _LOOSE:
+        is_merging = any(is_on(DOOR_XFRM, offload) for offload in _UNWANTED)
+        if not is_right or is_merging or read_sysctl(self._source_check) != _LOOSE:
             return {DOOR_XFRM: XfrmDevice(0, 0)}
         return {DOOR_XFRM: XfrmDevice(link.mtu, link.link)}
 
@@ -95,5 +104,6 @@ class XfrmDeviceTarget:
         index = self._netlink.link(DOOR_XFRM).index
         # Loose: what another node sends to this one comes in here, and goes back by the uplink.
         write_sysctl(self._source_check, _LOOSE)
+        switch_off(DOOR_XFRM, _UNWANTED)
         self._netlink.change_link(index, has_link_local=False)
         self._netlink.change_link(index, is_up=True, mtu=row.mtu)

@@ -103,8 +103,11 @@ class States:
             if error.errno != errno.EPROTONOSUPPORT:
                 raise
             return None
-        is_able = offload is IpsecOffload.AUTO and has_esp_offload(uplink)
-        return cls(xfrm, socket.if_nametoindex(uplink) if is_able else None)
+        if offload is IpsecOffload.OFF:
+            return cls(xfrm, software_why="ipsec_offload is off")
+        if not has_esp_offload(uplink):
+            return cls(xfrm, software_why=f"{uplink} has no esp-hw-offload switched on")
+        return cls(xfrm, socket.if_nametoindex(uplink))
 
     def read(self) -> Mapping[StateKey, StateCounts]:
         ours = [(state, counts) for state, counts in self.xfrm.states() if state.if_id == IF_ID]

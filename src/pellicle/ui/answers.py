@@ -78,6 +78,8 @@ class Peer(msgspec.Struct, frozen=True):
     packets_in: int = 0
     bytes_in: int = 0
     confirmed: bool = False
+    engine: str | None = None
+    cipher: str | None = None
 
 
 class Lag(msgspec.Struct, frozen=True):
@@ -100,6 +102,22 @@ class Count(msgspec.Struct, frozen=True):
     bytes: int = 0
 
 
+class KernelDrop(msgspec.Struct, frozen=True):
+    """The packets that the kernel's IPsec dropped for one reason; ours or not."""
+
+    reason: str
+    words: str = ""
+    advice: str = ""
+    packets: int = 0
+
+
+class Offload(msgspec.Struct, frozen=True):
+    """How many states the uplink has taken, and why not the others."""
+
+    states: int = 0
+    why: str | None = None
+
+
 class Rejected(msgspec.Struct, frozen=True):
     source: str
     name: str
@@ -115,11 +133,14 @@ class Status(msgspec.Struct, frozen=True):
     version: str = ""
     engine: str = ""
     engine_why: str | None = None
+    ciphers: tuple[str, ...] = ()
     datapath: Datapath = Datapath()
     peers: tuple[Peer, ...] = ()
     tables: tuple[Lag, ...] = ()
     drops: tuple[Count, ...] = ()
     counts: tuple[Count, ...] = ()
+    kernel_drops: tuple[KernelDrop, ...] = ()
+    offload: Offload = Offload()
     rejected: tuple[Rejected, ...] = ()
     endpoints: int = 0
     events_lost: int = 0
@@ -142,6 +163,8 @@ class Sa(msgspec.Struct, frozen=True):
     replayed: int = 0
     auth_failed: int = 0
     first_seen: float | None = None
+    engine: str = ""
+    cipher: str = ""
 
 
 class Offer(msgspec.Struct, frozen=True):

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
@@ -10,7 +11,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from pellicle.flows.reasons import WORDS
-from pellicle.ui.answers import Count, Lag, Peer, Status
+from pellicle.ui.answers import Count, KernelDrop, Lag, Peer, Status
 from pellicle.ui.grid import Column, grid
 from pellicle.ui.sections import INDENT, bullet, facts, indented, section
 from pellicle.ui.units import count, octets
@@ -28,7 +29,9 @@ def status(answer: Status, width: int, *, is_verbose: bool) -> RenderableType:
     inner = width - INDENT
     clear = _most(count for count in answer.counts if count.verdict == "clear")
     drops = _most(answer.drops)
-    advised = (len(clear), len(drops)) if is_verbose else (0, _FEW)
+    kernels = sorted(answer.kernel_drops, key=lambda each: -each.packets)
+    most = len(clear) + len(drops) + len(kernels)
+    advised = (most, most) if is_verbose else (0, _FEW)
     return Group(
         title(answer),
         indented(_facts(answer)),
@@ -37,6 +40,7 @@ def status(answer: Status, width: int, *, is_verbose: bool) -> RenderableType:
         *section("Tables", _tables(answer.tables, inner, is_verbose=is_verbose)),
         *section("In the clear", _reasons(clear, "wary", advised[0])),
         *section("Dropped", _reasons(drops, "bad", advised[1])),
+        *section("Dropped by the kernel's IPsec", _kernel_drops(kernels, advised[1])),
     )
 
 
@@ -72,10 +76,8 @@ def _facts(answer: Status) -> RenderableType:
     sizes = ((path.mtu.v4, "over IPv4"), (path.mtu.v6, "over IPv6"))
     lost = f"{count(answer.events_lost)} reports of flows lost (their packets are still counted)"
     rows: list[tuple[str, str | Text]] = [
-        (
-            "engine",
-            f"{answer.engine} ({answer.engine_why})" if answer.engine_why else answer.engine,
-        ),
+        ("engine", _engine(answer)),
+        ("offload", _offload(answer)),
         ("uplink", f"{path.uplink}, {path.attach}" if path.uplink else ""),
         ("pod MTU", ", ".join(f"{size} {family}" for size, family in sizes if size)),
         ("pods here", str(answer.endpoints)),
@@ -84,6 +86,25 @@ def _facts(answer: Status) -> RenderableType:
         ("events", Text(lost if answer.events_lost else "", "wary")),
     ]
     return facts(rows)
+
+
+def _engine(answer: Status) -> str:
+    """With the ciphers that peers are sent to with, the most frequent first."""
+    used = Counter(peer.cipher for peer in answer.peers if peer.cipher)
+    ciphers = " and ".join(cipher for cipher, _ in used.most_common())
+    words = f"{answer.engine} with {ciphers}" if ciphers else answer.engine
+    return f"{words} ({answer.engine_why})" if answer.engine_why else words
+
+
+def _offload(answer: Status) -> str:
+    """Who does the work, where the kernel's IPsec leaves that open."""
+    taken, why = answer.offload.states, answer.offload.why
+    if answer.engine != "xfrm":
+        return ""
+    software = f"in software: {why}" if why else ""
+    if not taken:
+        return software or "in software"
+    return ", ".join(filter(None, (f"{taken} SAs by {answer.datapath.uplink}", software)))
 
 
 def _traffic(counts: Sequence[Count]) -> Text:
@@ -116,17 +137,21 @@ def _peers(answer: Status, width: int) -> list[RenderableType]:
         Column("node", shrinks=True),
         Column("state"),
         Column("address", rank=2, shrinks=True),
+        Column("engine", rank=3),
+        Column("cipher", rank=4),
         Column("epochs", rank=1),
         Column("bytes out", is_number=True),
-        Column("packets out", rank=3, is_number=True),
+        Column("packets out", rank=5, is_number=True),
         Column("bytes in", is_number=True),
-        Column("packets in", rank=3, is_number=True),
+        Column("packets in", rank=5, is_number=True),
     ]
     rows = [
         (
             Text(peer.node, "name"),
             state(peer),
             ", ".join(peer.addresses[:1]),
+            peer.engine or "",
+            peer.cipher or "",
             epochs(peer.local_epoch, peer.peer_epoch),
             octets(peer.bytes_out),
             count(peer.packets_out),
@@ -145,11 +170,11 @@ def epochs(local: int | None, peer: int | None) -> str:
 
 def _tables(tables: Sequence[Lag], width: int, *, is_verbose: bool) -> list[RenderableType]:
     behind = [lag for lag in tables if lag.failed or lag.desired != lag.applied]
-    healed = sum(lag.healed for lag in tables)
+    healed = [f"{count(lag.healed)} in {lag.name}" for lag in tables if lag.healed]
     rows = sum(lag.applied for lag in tables)
     line = Text(f"{len(tables) - len(behind)} of {len(tables)} in step, {count(rows)} rows")
     if healed:
-        line.append(f", {count(healed)} healed after someone else had changed them", "wary")
+        line.append(f"; healed after someone else had changed them: {', '.join(healed)}", "wary")
     shown = tables if is_verbose else behind
     if not shown:
         return [line] if tables else []
@@ -171,6 +196,19 @@ def _tables(tables: Sequence[Lag], width: int, *, is_verbose: bool) -> list[Rend
     return [line, grid(columns, cells, width)]
 
 
+def _kernel_drops(drops: Sequence[KernelDrop], advised: int) -> list[RenderableType]:
+    """Nothing at all while it has dropped nothing."""
+    parts: list[RenderableType] = []
+    for at, each in enumerate(drops):
+        parts.append(_line(each.packets, "", each.words, each.reason, "bad"))
+        if at < advised and each.advice:
+            parts.append(indented(Text(each.advice, "quiet"), 5))
+    if parts:
+        whose = "Counted for the whole network namespace: tunnels of others on this node are in it."
+        parts.append(Text(whose, "quiet"))
+    return parts
+
+
 def _most(counts: Iterable[Count]) -> list[Count]:
     return sorted((each for each in counts if each.packets), key=lambda each: -each.packets)
 
@@ -181,15 +219,18 @@ def _reasons(counts: Sequence[Count], style: str, advised: int) -> list[Renderab
         return [Text("nothing", "good")]
     parts: list[RenderableType] = []
     for at, each in enumerate(counts):
-        unit = "packet" if each.packets == 1 else "packets"
-        parts.append(
-            Text.assemble(
-                (f"{count(each.packets):>4}", style),
-                f" {unit}, {octets(each.bytes)}: ",
-                (each.words or each.reason, "name"),
-                (f" ({each.reason})", "quiet"),
-            )
-        )
+        size = f", {octets(each.bytes)}"
+        parts.append(_line(each.packets, size, each.words, each.reason, style))
         if at < advised and each.reason in WORDS:
             parts.append(indented(Text(WORDS[each.reason].advice, "quiet"), 5))
     return parts
+
+
+def _line(packets: int, size: str, words: str, reason: str, style: str) -> Text:
+    unit = "packet" if packets == 1 else "packets"
+    return Text.assemble(
+        (f"{count(packets):>4}", style),
+        f" {unit}{size}: ",
+        (words or reason, "name"),
+        (f" ({reason})", "quiet"),
+    )

@@ -25,6 +25,8 @@ def peer(node: str, number: int, **other: Any) -> Row:
         "packets_in": 47_902,
         "bytes_in": 3_802_117,
         "confirmed": True,
+        "engine": "bpf",
+        "cipher": "chacha20-poly1305",
     } | other
 
 
@@ -39,6 +41,10 @@ def count(reason: str, words: str, packets: int, octets: int) -> Row:
     return row | {"packets": packets, "bytes": octets}
 
 
+def kernel_drop(reason: str, words: str, packets: int) -> Row:
+    return {"reason": reason, "words": words, "advice": f"Of {reason}.", "packets": packets}
+
+
 SEALED = count("SEALED", "encrypted", 96_422, 122_407_108)
 CLEAR_WORLD = count("CLEAR_WORLD", "leaves the cluster", 812, 90_112)
 NO_KEY = count("DROP_NO_KEY", "no key for the peer", 17, 1_428)
@@ -50,7 +56,8 @@ HEALTHY: Row = {
     "healthy": True,
     "encryption": "on",
     "engine": "bpf",
-    "engine_why": "ESP in BPF: the engine that this version has",
+    "engine_why": "no ESP state can be made: Function not implemented",
+    "ciphers": ["chacha20-poly1305"],
     "datapath": {"attach": "tcx", "uplink": "eth0", "mtu": {"v4": 1446, "v6": 1426}},
     "peers": [peer("n2", 2), peer("n3", 3, packets_out=7, bytes_out=588)],
     "tables": [
@@ -63,6 +70,8 @@ HEALTHY: Row = {
     ],
     "drops": [],
     "counts": [SEALED, CLEAR_WORLD],
+    "kernel_drops": [],
+    "offload": {"states": 0, "why": "the BPF engine encrypts by itself"},
     "rejected": [],
     "endpoints": 2,
     "events_lost": 0,
@@ -131,7 +140,28 @@ OFF: Row = HEALTHY | {
     "problems": ["encryption is OFF: set enable_encrypt_l3 to switch it on"],
 }
 
-STATES = {"healthy": HEALTHY, "degraded": DEGRADED, "off": OFF}
+AES, CHACHA = "aes-256-gcm", "chacha20-poly1305"
+KERNEL: Row = HEALTHY | {
+    "engine": "xfrm",
+    "engine_why": "the kernel has ESP",
+    "ciphers": [AES, "aes-128-gcm", CHACHA],
+    "peers": [
+        peer("n2", 2, engine="xfrm", cipher=AES),
+        peer("n3", 3, engine="xfrm", cipher=CHACHA),
+        peer("n4", 4, engine="xfrm", cipher=AES),
+        peer("n5", 5, engine=None, cipher=None, state="no-offer", why="no offer"),
+    ],
+    "tables": [table("sas", 24), table("policies", 34, healed=3), table("routes", 4, healed=1)],
+    "kernel_drops": [
+        kernel_drop("XfrmInStateSeqError", "seen before", 2),
+        kernel_drop("XfrmOutNoStates", "the SA is gone", 1_700),
+        kernel_drop("XfrmInNoStates", "no state", 1),
+    ],
+    "offload": {"states": 0, "why": "eth0 has no esp-hw-offload switched on"},
+}
+CARD: Row = KERNEL | {"offload": {"states": 16, "why": "Operation not supported: table full"}}
+
+STATES = {"healthy": HEALTHY, "degraded": DEGRADED, "off": OFF, "kernel": KERNEL, "card": CARD}
 
 
 def sa(direction: str, node: str, number: int, **other: Any) -> Row:
@@ -149,6 +179,8 @@ def sa(direction: str, node: str, number: int, **other: Any) -> Row:
         "replayed": 0,
         "auth_failed": 0,
         "first_seen": 911_382_000_123 if direction == "in" else 0,
+        "engine": "bpf",
+        "cipher": "chacha20-poly1305",
     } | other
 
 
@@ -161,6 +193,15 @@ ENCRYPT: Row = {
         sa(direction, "n2", number, replayed=2 if (direction, number) == ("in", 1) else 0)
         for direction in ("out", "in")
         for number in range(4)
+    ],
+}
+
+
+ENCRYPT_KERNEL: Row = ENCRYPT | {
+    "peers": KERNEL["peers"],
+    "sas": [
+        *(sa("out", "n2", number, engine="xfrm", cipher=AES) for number in range(4)),
+        sa("in", "n3", 0, engine="bpf", cipher=CHACHA, auth_failed=5),
     ],
 }
 

@@ -37,8 +37,14 @@ CASES = [
         ("status",),
         status("healthy"),
         0,
-        ("● n1  encryption on  healthy", "6 of 6 in step, 40 rows", "122 MB encrypted", "● ready"),
-        ("Problems", "DROP_", "wanted"),
+        (
+            "● n1  encryption on  healthy",
+            "bpf with chacha20-poly1305 (no ESP state can be made: Function not implemented)",
+            "6 of 6 in step, 40 rows",
+            "122 MB encrypted",
+            "● ready",
+        ),
+        ("Problems", "DROP_", "wanted", "offload", "kernel's IPsec", "healed"),
     ),
     Case(
         "a healthy node, all told",
@@ -59,7 +65,7 @@ CASES = [
             f"{recorded.LONG_NAME}  ✗ unverified",
             "◐ confirming",
             "routes       4         3       1       0",
-            "2 healed after someone else had changed them",
+            "healed after someone else had changed them: 2 in ipcache",
             "17 packets, 1.4 kB: no key for the peer (DROP_NO_KEY)",
             "1 packet, 120 B: seen before (DROP_REPLAYED)",
             "`pellicle status`: it has published no offer",
@@ -76,14 +82,61 @@ CASES = [
         ("✗ n1  encryption off", "! encryption is OFF", "none while encryption is off"),
     ),
     Case(
+        "a node that the kernel encrypts on",
+        ("status",),
+        status("kernel"),
+        0,
+        (
+            "xfrm with aes-256-gcm and chacha20-poly1305 (the kernel has ESP)",
+            "in software: eth0 has no esp-hw-offload switched on",
+            "n3    ● ready     192.168.3.2  xfrm    chacha20-poly1305  3·12",
+            "n5    ✗ no-offer  192.168.5.2                             3·12",
+            (
+                "3 of 3 in step, 62 rows; healed after someone else had changed them: "
+                "3 in policies, 1 in routes"
+            ),
+            (
+                "Dropped by the kernel's IPsec\n  1.7k packets: the SA is gone (XfrmOutNoStates)\n"
+                "       Of XfrmOutNoStates.\n     2 packets: seen before (XfrmInStateSeqError)\n"
+            ),
+            "     1 packet: no state (XfrmInNoStates)\n",
+            "tunnels of others on this node are in it",
+        ),
+    ),
+    Case(
+        "a node whose card encrypts a part",
+        ("status",),
+        status("card"),
+        0,
+        ("16 SAs by eth0, in software: Operation not supported: table full",),
+    ),
+    Case(
+        "keys of a node of the kernel's, one pair still the BPF engine's",
+        ("encrypt", "status"),
+        {"status": [recorded.KERNEL], "encrypt": [recorded.ENCRYPT_KERNEL]},
+        0,
+        (
+            "n2    → out      xfrm    aes-256-gcm        3·12      4      48k  61 MB",
+            "n3    ← in       bpf     chacha20-poly1305  3·12      1      12k  15 MB       5  conf",
+        ),
+        ("replayed",),
+    ),
+    Case(
+        "each SA of a node of the kernel's",
+        ("encrypt", "status", "-v"),
+        {"status": [recorded.KERNEL], "encrypt": [recorded.ENCRYPT_KERNEL]},
+        0,
+        ("0x5a3c9103  xfrm    aes-256-gcm             3  3·12        12k  15 MB     12052",),
+    ),
+    Case(
         "keys of a healthy node",
         ("encrypt", "status"),
         status("healthy"),
         0,
         (
             "3  current  c7d3a9f0125b8e64",
-            "← in       3·12      4      48k  61 MB         2  confirmed",
-            "→ out      3·12      4      48k  61 MB            in use",
+            "← in       bpf     chacha20-poly1305  3·12      4      48k  61 MB         2  confirm",
+            "→ out      bpf     chacha20-poly1305  3·12      4      48k  61 MB            in use",
         ),
         ("forged",),
     ),
@@ -179,6 +232,7 @@ def test_a_person_sees_what_matters(case: Case, agent: Agent, pellicle: Pellicle
         (("status",), status("healthy"), 0, recorded.HEALTHY),
         (("status",), status("degraded"), 1, recorded.DEGRADED),
         (("status",), status("off"), 3, recorded.OFF),
+        (("status",), status("kernel"), 0, recorded.KERNEL),
         (("encrypt", "status"), status("healthy"), 0, recorded.ENCRYPT),
         (("map", "list"), {"map": recorded.MAPS}, 0, recorded.MAPS),
         (("map", "dump", "ipcache"), {"map": recorded.IPCACHE}, 0, recorded.IPCACHE),

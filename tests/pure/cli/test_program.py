@@ -192,6 +192,27 @@ def test_the_lab_without_root_says_so(
     assert "Run it as root." in result.output
 
 
+def test_the_doctor_without_root_says_what_it_could_not_try(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    result = CliRunner().invoke(main, ["doctor"])
+    assert result.exit_code == 1
+    assert "✓  kernel" in result.stdout
+    assert "✗  root" in result.stdout
+    assert "Run it as root." in result.stdout
+    told = json.loads(CliRunner().invoke(main, ["doctor", "--json"]).stdout)
+    assert told["engine"] is None
+    assert {row["about"]: row["mark"] for row in told["findings"]}["root"] == "wrong"
+
+
+def test_a_flush_without_root_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    result = CliRunner().invoke(main, ["encrypt", "flush", "--yes"])
+    assert result.exit_code == 1
+    assert "Run it as root." in result.stderr
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
