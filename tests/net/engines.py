@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What differs from engine to engine, where a test looks at it: devices, hooks, limits.
+"""What differs from engine to engine, where a test looks at it: devices, limits, names.
 
 Everything else that tests say of a node must hold whichever engine it has.
 """
@@ -23,8 +23,6 @@ class Engine:
     """The device that routes of table 200 lead to."""
     link: str
     """The pin of the program behind it."""
-    hooks: tuple[str, str]
-    """Where flows are seen: as they are encrypted, as they are decrypted."""
     longest: int
     """The longest packet that it encrypts, whatever the wire could carry."""
 
@@ -33,8 +31,8 @@ ENGINES = {
     each.name: each
     for each in (
         # EXPORT_LONGEST of bpf/tables.h.
-        Engine("bpf", "pellicle_host", "ingress_pellicle_net", ("door", "from_net"), 2046),
-        Engine("xfrm", "pellicle_xfrm", "egress_pellicle_xfrm", ("door_xfrm", "from_xfrm"), 65535),
+        Engine("bpf", "pellicle_host", "ingress_pellicle_net", 2046),
+        Engine("xfrm", "pellicle_xfrm", "egress_pellicle_xfrm", 65535),
     )
 }
 

@@ -171,6 +171,8 @@ def _fuzzed() -> Iterator[bytes]:
         yield bytes(_ether() / four[number % 3] / fuzz(upper.copy()))
         yield bytes(_ether() / six[number % 2] / extensions[number % 5] / fuzz(upper.copy()))
         yield bytes(_ether() / IP(src=PEER4, dst=SELF4, flags="MF", frag=number % 9, proto=50))
+        # Whole packets, but too short for any ESP: of random cuts few are.
+        yield bytes(_ether() / IP(src=PEER4, dst=SELF4, proto=50) / Raw(os.urandom(number % 40)))
         yield bytes(_ether() / four[0] / ICMP(type=3, code=4, nexthopmtu=number % 99) / quoted)
 
 

@@ -21,10 +21,10 @@ import pellicle
 from pellicle.facts import Address
 from pellicle.kernel import netns
 from pellicle.kernel.netlink import Netlink
-from pellicle.lab import cabling
+from pellicle.lab import agents, cabling, processes
 from pellicle.lab.errors import LabError
 from pellicle.lab.patience import patient
-from pellicle.lab.topology import POD_NAMESPACE, LabPod
+from pellicle.lab.topology import POD_NAMESPACE, LabNode, LabPod
 
 CNI_VERSION: Final = "1.1.0"
 NETWORK: Final = "pellicle"
@@ -93,7 +93,7 @@ def call_plugin(pod: LabPod, command: str) -> Mapping[str, Any]:
         raise LabError(f"CNI {command} of {pod.name} took over {seconds:g} s") from error
     if done.returncode:
         said = (done.stdout + done.stderr).strip()
-        raise LabError(f"CNI {command} of {pod.name} failed: {_words(said)}")
+        raise LabError(f"CNI {command} of {pod.name} failed: {_words(said)}{_epitaph(pod.node)}")
     answer = json.loads(done.stdout) if done.stdout.strip() else {}
     return answer if isinstance(answer, dict) else {}
 
@@ -138,6 +138,13 @@ def _environment(pod: LabPod, command: str) -> dict[str, str]:
         "CNI_PATH": str(plugin_path().parent),
         "CNI_ARGS": ";".join(f"{key}={value}" for key, value in arguments.items()),
     }
+
+
+def _epitaph(node: LabNode) -> str:
+    """Why nobody could answer: the last words of an agent that has ended."""
+    if processes.read_pid_file(node.pid_file) is not None:
+        return ""
+    return f"\nthe agent of {node.name} has ended:\n{agents.log_tail(node)}"
 
 
 def _words(said: str) -> str:
