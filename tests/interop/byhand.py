@@ -36,7 +36,7 @@ CHACHA: Final = "rfc7539esp(chacha20,poly1305)"
 _STATE = re.compile(
     r"^src (?P<source>\S+) dst (?P<destination>\S+)\n"
     r"\tproto esp spi (?P<spi>0x[0-9a-f]+)"
-    r"(?:.*\n)*?\taead (?P<algorithm>\S+) 0x(?P<key>[0-9a-f]+) \(\d+ bits\) 128\n",
+    r"(?:.*\n)*?\taead (?P<algorithm>\S+) 0x(?P<key>[0-9a-f]+)(?: \(\d+ bits\))? 128\n",
     re.MULTILINE,
 )
 _COUNT = re.compile(
