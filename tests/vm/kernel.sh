@@ -60,7 +60,7 @@ uml)
 	kept=$cache/uml
 	if ! is_whole "$kept"; then
 		say "building User-mode Linux, some ten minutes on two cores"
-		install_packages gcc make flex bison bc dwarves libc6-dev xz-utils binutils
+		install_packages gcc make flex bison bc dwarves libc6-dev libelf-dev zlib1g-dev xz-utils binutils
 		rm -rf "$kept" "$fresh"
 		mkdir -p "$fresh" && chmod 755 "$fresh" && cd "$fresh"
 		# A private view of the mirror that is configured already: the system's suites stay as they are.
