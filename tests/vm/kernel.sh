@@ -20,9 +20,14 @@ install_packages() {
 	apt-get install -y -qq --no-install-recommends -o DPkg::Lock::Timeout=300 $missing >/dev/null
 }
 is_whole() { [ -e "$1/SHA256SUMS" ] && (cd "$1" && sha256sum --quiet --check SHA256SUMS >&2); }
-seal() { (cd "$1" && find . -type f ! -name SHA256SUMS -print0 | sort -z | xargs -0 sha256sum >SHA256SUMS.new && mv SHA256SUMS.new SHA256SUMS); }
+seal() { # the list begins to exist after all that it lists
+	local sums
+	sums=$(cd "$1" && find . -type f ! -name SHA256SUMS -print0 | sort -z | xargs -0 sha256sum)
+	echo "$sums" >"$1/SHA256SUMS"
+}
 
 mkdir -p "$cache"
+exec 9>"$cache/lock" && flock 9 # another of us may be fetching or building it
 fresh=$cache/.fresh.$$
 trap 'rm -rf "$fresh"' EXIT
 case $which in
