@@ -5,9 +5,11 @@
  *     stack ─▶ pellicle_host ═ pellicle_net ─▶ door: the bpf engine seals it
  *     stack ─▶ pellicle_xfrm: door_xfrm chooses the SA, by a mark; the kernel's IPsec encrypts
  *
- * At both they come as they would go on a wire: segmented, checksummed, at most as long as the
- * route's MTU says.  Routes lead to the door of the engine whose pair is in use; on a pair of the bpf engine that
- * door_xfrm meets meanwhile, packets go over to the other door.
+ * At pellicle_net they come as they would go on a wire: segmented, checksummed, at most as long as
+ * the route's MTU says.  At pellicle_xfrm the kernel does that between door_xfrm and its IPsec, since
+ * the device has no offloads; the segments inherit the mark, and to_net sees to it.  Routes lead to
+ * the door of the engine whose pair is in use; on a pair of the bpf engine that door_xfrm meets
+ * meanwhile, packets go over to the other door.
  */
 #pragma once
 #include "link.h"
@@ -181,10 +183,6 @@ int door_xfrm(struct __sk_buff *skb)
 		reason = DROP_WRONG_DOOR;
 		goto out;
 	}
-	/* Segments that the kernel cuts while it encrypts may share a nonce; it cuts before, or not. */
-	reason = DROP_SEAL_FAILED;
-	if (skb->gso_size)
-		goto out;
 	skb->mark = sa->mark | (p->tos & MARK_ECN);
 	reason = door_done(s);
 out:

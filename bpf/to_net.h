@@ -59,6 +59,8 @@ static __always_inline int xfrm_finish(struct __sk_buff *skb, const struct packe
 
 	if (p->is_fragment)
 		return DROP_TOO_BIG; /* the peer would refuse it */
+	if (skb->gso_size)
+		return DROP_SEAL_FAILED; /* cut while it is encrypted, segments may share a nonce */
 	skb->mark = 0;
 	if (p->ethertype == swap16(ETH_P_IP))
 		return xfrm_finish_ipv4(skb, p, tos);

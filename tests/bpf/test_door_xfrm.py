@@ -208,8 +208,8 @@ def test_the_flow_tells_its_keys_and_engine(door: Door, peer: Peer) -> None:
     assert row["destination_identity"] == peer.identity
 
 
-def test_what_the_kernel_would_cut_while_it_encrypts_goes_nowhere(door: Door) -> None:
-    """Its segments may share a nonce. The agent has that done before; nothing relies on it."""
+def test_what_comes_in_one_leaves_in_segments_that_bear_the_mark(door: Door) -> None:
+    """The device has no segmentation offload, so the kernel cuts behind the program."""
     door.node.put_peer("198.51.100.1", node=OVER4.address)
     for command in ("addr add 192.0.2.1/32 dev lo", "route add 198.51.100.1 dev pellicle_xfrm"):
         netns.run_in(NAME, f"ip {command}".split(), check=True)
@@ -218,8 +218,11 @@ def test_what_the_kernel_would_cut_while_it_encrypts_goes_nowhere(door: Door) ->
             sender.bind((SELF4, 0))
             sender.setsockopt(socket.SOL_UDP, UDP_SEGMENT, 1000)
             sender.sendto(bytes(4500), ("198.51.100.1", 9))
-        assert door.node.counted() == (("DROP_SEAL_FAILED",) * 5, 4500 + 5 * 28)
-        assert list(door.device.left()) == []
+        assert door.node.counted() == (("SEALED",) * 5, 4500 + 5 * 28)
+        left = door.device.left()
+        assert [len(each.packet) for each in left] == [1028] * 4 + [528]
+        assert {each.mark for each in left} <= {OVER4.mark_out(number) for number in range(SAS)}
+        assert len({each.mark for each in left}) == 1
     finally:
         for command in ("addr del 192.0.2.1/32 dev lo", "route del 198.51.100.1"):
             netns.run_in(NAME, f"ip {command}".split(), check=True)

@@ -231,6 +231,18 @@ def test_fragments_do_not_leave(node: Node, outer: int, tag: bytes) -> None:
 
 
 @outers
+@tagged
+def test_what_the_kernel_would_cut_while_it_encrypts_does_not_leave(
+    node: Node, outer: int, tag: bytes
+) -> None:
+    """Its segments may share a nonce. The agent has that done before; nothing relies on it."""
+    peer = PEERS[outer]
+    whole = going(peer, tag, esp(peer.keys_out(0).spi) + bytes(2000))
+    seen = node.run("to_net", whole, mark=peer.mark_out(1), gso_size=1000, gso_segs=2)
+    assert (seen.action, seen.reasons) == (SHOT, ("DROP_SEAL_FAILED",) * 2)
+
+
+@outers
 @pytest.mark.parametrize("mark", [0, 0xD00, 0x100, 0xFFFF_F0FF, 0xC00], ids=hex)
 def test_esp_with_another_mark_is_left_alone(node: Node, outer: int, mark: int) -> None:
     """The bpf engine's, whose header is finished; or somebody else's tunnel."""

@@ -52,7 +52,7 @@ def test_tcp_is_intact_both_ways_at_once(outer: int, family: int, off: str) -> N
                 assert segment(each) == INNER[outer] - IP_UDP[family] - 24, "MTU, less headers"
             assert exchange(here, there) == [True, True]
             if off == "all offloads":
-                assert longest() > 16 * INNER[outer], "cut by the door, not by the pod"
+                assert longest() > 4 * INNER[outer], "cut by the door, not by the pod"
             else:
                 assert longest() <= INNER[outer] + 14
         assert_private(wire)
