@@ -8,7 +8,6 @@ from pellicle.datapath.endpoints import EndpointRow
 from pellicle.datapath.ipcache import CidrRow, Peer
 from pellicle.datapath.programs import Hook, HookName
 from pellicle.datapath.xfrm_device import XfrmDevice
-from pellicle.encryption.policies import PolicyKey
 from pellicle.encryption.routes import RouteName
 from pellicle.encryption.table import EncryptKey, EncryptRow
 from pellicle.facts import (
@@ -26,7 +25,7 @@ from pellicle.keys.pairing import PeerKeys, Sa, SaKey
 from pellicle.keys.rows import Send
 from pellicle.table import Table
 from pellicle.wire.netlink import Route, Rule
-from pellicle.wire.xfrm import Policy
+from pellicle.wire.xfrm import Policy, PolicyKey
 
 
 class Tables:

@@ -23,7 +23,7 @@ from pellicle.encryption.states import mark_of, out_reqid
 from pellicle.facts import Address, Engine, Network, Node, NodeName, PairId
 from pellicle.kernel.xfrm import Xfrm
 from pellicle.keys.rows import Direction, Sa, SaKey
-from pellicle.wire.xfrm import Action, Mark, Policy, PolicyDirection, Template
+from pellicle.wire.xfrm import Action, Mark, Policy, PolicyDirection, PolicyKey, Template
 
 OUT_MASK = 0xFFFF3F00
 """Slot, number of the SA and 0xe00."""
@@ -31,8 +31,6 @@ PEER_PRIORITY, LAST_PRIORITY = 1000, 0x7FFFFFFF
 """The kernel takes the policy of the lowest."""
 NODE_SA = 0
 """Of a pair: what carries packets for the node itself."""
-
-PolicyKey = tuple[PolicyDirection, Network, Network, Mark | None, int]
 
 ANY = {network.version: network for network in DEFAULTS}
 
