@@ -116,6 +116,19 @@ def test_a_policy_is_known_by_what_it_is_for() -> None:
     assert len({each.key for each in (OUTBOUND, *others)}) == 1 + len(others)
 
 
+def test_a_key_tells_people_what_it_is_for() -> None:
+    marked = "out 0.0.0.0/0 → 10.244.2.0/24 mark 0x70e00/0xffff3f00 if_id 0x70656c6c"
+    assert str(OUTBOUND.key) == marked
+    plain = "out 0.0.0.0/0 → 10.244.2.0/24 if_id 0x1"
+    assert str(replace(OUTBOUND, mark=None, if_id=1).key) == plain
+
+
+def test_a_policy_that_was_used_meanwhile_is_not_read_again() -> None:
+    index, octets = 156, 120
+    used = [named(OUTBOUND, {octets: U64(n), index: bytes([n, 1, 0, 0])}) for n in (1, 2)]
+    assert xfrm.read_policy(used[0]) is xfrm.read_policy(used[1])
+
+
 def template(changes: dict[int, bytes]) -> bytes:
     body = bytearray(nlmsg.attributes(xfrm.put_policy(OUTBOUND).body, 168)[5])
     for at, payload in changes.items():
