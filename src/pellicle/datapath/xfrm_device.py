@@ -22,13 +22,11 @@ from dataclasses import dataclass
 from pellicle.datapath.programs import DOOR_XFRM
 from pellicle.facts import Engine, Link
 from pellicle.kernel.netlink import Netlink
-from pellicle.kernel.netns import read_sysctl, write_sysctl
 from pellicle.kernel.offloads import ALL_TRANSMIT, Offload, is_on, switch_off
 from pellicle.keys.rows import Sa, SaKey
 
 IF_ID = 0x70656C6C
 """`pell`."""
-_LOOSE = "2"
 _UNWANTED = (*ALL_TRANSMIT, Offload.RECEIVE_MERGING)
 
 
@@ -61,7 +59,6 @@ class XfrmDeviceTarget:
 
     def __init__(self, netlink: Netlink) -> None:
         self._netlink = netlink
-        self._source_check = f"net/ipv4/conf/{DOOR_XFRM}/rp_filter"
 
     def read(self) -> Mapping[str, XfrmDevice]:
         """The device if all of it is in order; what is not is put again."""
@@ -70,7 +67,7 @@ class XfrmDeviceTarget:
             return {}
         is_right = link.kind == "xfrm" and link.if_id == IF_ID and link.is_up
         is_merging = any(is_on(DOOR_XFRM, offload) for offload in _UNWANTED)
-        if not is_right or is_merging or read_sysctl(self._source_check) != _LOOSE:
+        if not is_right or is_merging:
             return {DOOR_XFRM: XfrmDevice(0, 0)}
         return {DOOR_XFRM: XfrmDevice(link.mtu, link.link)}
 
@@ -102,8 +99,6 @@ class XfrmDeviceTarget:
         if link is None:
             self._netlink.add_xfrm(DOOR_XFRM, IF_ID, row.uplink)
         index = self._netlink.link(DOOR_XFRM).index
-        # Loose: what another node sends to this one comes in here, and goes back by the uplink.
-        write_sysctl(self._source_check, _LOOSE)
         switch_off(DOOR_XFRM, _UNWANTED)
         self._netlink.change_link(index, has_link_local=False)
         self._netlink.change_link(index, is_up=True, mtu=row.mtu)

@@ -75,7 +75,9 @@ def look() -> Abilities:
 
 def choose_for(config: Config) -> Choice:
     """What encrypts under this configuration; nothing is tried out for what is not asked for."""
-    if not config.enable_encrypt_l3 or config.engine is EngineChoice.BPF:
+    if not config.enable_encrypt_l3:
+        return Choice(Engine.BPF, "encryption is off", BPF_CIPHERS)
+    if config.engine is EngineChoice.BPF:
         return Choice(Engine.BPF, "asked for", BPF_CIPHERS)
     return choose(config.engine, config.cipher, look())
 

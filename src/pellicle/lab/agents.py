@@ -192,10 +192,10 @@ def lacking(row: Mapping[str, Any], shape: Shape) -> list[str]:
     wanted = "on" if shape.encrypt else "off"
     if row["encryption"] != wanted:
         wants.append(f"encryption is {row['encryption']}, not {wanted}")
-    engine = shape.engine_of(node_named(row["node"]))
-    if engine not in {AUTO, row["engine"]}:
-        wants.append(f"its engine is {row['engine']}, not {engine}")
     if shape.encrypt:
+        engine = shape.engine_of(node_named(row["node"]))
+        if engine not in {AUTO, row["engine"]}:
+            wants.append(f"its engine is {row['engine']}, not {engine}")
         peers = row["peers"]
         if len(peers) != shape.nodes - 1:
             wants.append(f"it has {len(peers)} peers, not {shape.nodes - 1}")

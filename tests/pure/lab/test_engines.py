@@ -63,8 +63,14 @@ def test_an_agent_is_told_its_own_and_only_what_was_chosen() -> None:
     [("auto", []), ("n2=bpf", []), ("xfrm,n2=bpf", []), ("xfrm", ["its engine is bpf, not xfrm"])],
 )
 def test_an_agent_with_another_engine_than_asked_is_not_ready(asked: str, why: list[str]) -> None:
-    row = {"node": "n2", "encryption": "off", "engine": "bpf", "tables": []}
-    assert lacking(row, Shape(2, 1, engine=asked, encrypt=False)) == why
+    peer = {"node": "n1", "state": "ready", "confirmed": True, "why": ""}
+    row = {"node": "n2", "encryption": "on", "engine": "bpf", "peers": [peer], "tables": []}
+    assert lacking(row, Shape(2, 1, engine=asked)) == why
+
+
+def test_without_encryption_no_engine_is_asked_for() -> None:
+    row = {"node": "n1", "encryption": "off", "engine": "bpf", "tables": []}
+    assert lacking(row, Shape(2, 1, engine="xfrm", encrypt=False)) == []
 
 
 def test_a_node_that_leaves_is_no_longer_named() -> None:
