@@ -43,13 +43,10 @@ class Netlink(NetlinkSocket):
         found = []
         for family in (4, 6):
             try:
-                replies = self.dump(routing.dump_routes(family, table, protocol))
+                rows = self.dump(routing.dump_routes(family, table, protocol), routing.read_route)
             except FileNotFoundError:  # a table without routes does not exist
                 continue
-            rows = (routing.read_route(reply) for reply in replies)
-            found += [
-                row for row in rows if row and row.table == table and protocol in (0, row.protocol)
-            ]
+            found += [row for row in rows if row.table == table and protocol in (0, row.protocol)]
         return found
 
     def put_rules(self, rules: Iterable[Rule]) -> dict[Rule, OSError]:
@@ -62,16 +59,18 @@ class Netlink(NetlinkSocket):
 
     def rules(self, protocol: int = PROTOCOL) -> list[Rule]:
         """The rules that are ours (protocol 0: anyone's)."""
-        replies = [each for family in (4, 6) for each in self.dump(routing.dump_rules(family))]
-        rows = (routing.read_rule(reply) for reply in replies)
-        return [row for row in rows if row and protocol in (0, row.protocol)]
+        return [
+            row
+            for family in (4, 6)
+            for row in self.dump(routing.dump_rules(family), routing.read_rule)
+            if protocol in (0, row.protocol)
+        ]
 
     # Devices.
 
     def links(self) -> dict[str, LinkInfo]:
         """The devices of the namespace by name."""
-        rows = (links.read_link(reply) for reply in self.dump(links.dump_links()))
-        return {row.name: row for row in rows}
+        return {row.name: row for row in self.dump(links.dump_links(), links.read_link)}
 
     def link(self, name: str) -> LinkInfo:
         """One device; OSError ENODEV when there is none of that name."""
@@ -127,8 +126,8 @@ class Netlink(NetlinkSocket):
 
     def addresses(self, index: int | None = None) -> list[LinkAddress]:
         """The addresses of one device or all."""
-        rows = (links.read_address(reply) for reply in self.dump(links.dump_addresses()))
-        return [row for row in rows if row and index in (None, row.index)]
+        rows = self.dump(links.dump_addresses(), links.read_address)
+        return [row for row in rows if index in (None, row.index)]
 
     def put_addresses(
         self, addresses: Iterable[LinkAddress], *, has_prefix_route: bool = True

@@ -32,6 +32,7 @@ _QUEUE_BYTES = 4 * 1024 * 1024
 _DUMP_TRIES = 10
 
 R = TypeVar("R", bound=Hashable)
+T = TypeVar("T")
 
 
 class NetlinkSocket(Held):
@@ -81,10 +82,13 @@ class NetlinkSocket(Held):
         if error is not None:
             raise error
 
-    def dump(self, request: nlmsg.Request) -> list[nlmsg.Reply]:
-        """All rows that answer a dump; asked again while they change under our hands."""
+    def dump(self, request: nlmsg.Request, read: Callable[[nlmsg.Reply], T | None]) -> list[T]:
+        """What `read` makes of all that answers a dump, where that is not None.
+
+        The dump is asked for again while its rows change under our hands.
+        """
         for _ in range(_DUMP_TRIES):
-            rows, was_interrupted = self._dump_once(request)
+            rows, was_interrupted = self._dump_once(request, read)
             if not was_interrupted:
                 return rows
         raise OSError(errno.EAGAIN, "the kernel's table changes faster than it can be read")
@@ -125,10 +129,12 @@ class NetlinkSocket(Held):
                 if reply.kind == nlmsg.ERROR and reply.sequence == last:
                     return
 
-    def _dump_once(self, request: nlmsg.Request) -> tuple[list[nlmsg.Reply], bool]:
+    def _dump_once(
+        self, request: nlmsg.Request, read: Callable[[nlmsg.Reply], T | None]
+    ) -> tuple[list[T], bool]:
         self._sequence += 1
         self._socket.send(request.pack(self._sequence, 0, self.port))
-        rows: list[nlmsg.Reply] = []
+        rows: list[T] = []
         was_interrupted = False
         while True:
             for reply in nlmsg.replies(self._socket.recv(_RECEIVE_BYTES)):
@@ -140,7 +146,10 @@ class NetlinkSocket(Held):
                     if number:
                         raise _error(number, words)
                     return rows, was_interrupted
-                rows.append(reply)
+                # At once: fifty thousand replies kept are as many for the collector to look at.
+                row = read(reply)
+                if row is not None:
+                    rows.append(row)
 
 
 def open_socket(

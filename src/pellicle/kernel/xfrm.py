@@ -81,8 +81,7 @@ class Xfrm(NetlinkSocket):
 
     def states(self) -> list[tuple[State, StateCounts]]:
         """The states that a State can say, whoever made them."""
-        rows = (xfrm.read_state(reply) for reply in self.dump(xfrm.dump_states()))
-        return [row for row in rows if row is not None]
+        return self.dump(xfrm.dump_states(), xfrm.read_state)
 
     def put_policies(self, policies: Iterable[Policy]) -> dict[Policy, OSError]:
         """Adds policies, or replaces those with their keys; answers those that failed."""
@@ -94,8 +93,7 @@ class Xfrm(NetlinkSocket):
 
     def policies(self) -> list[Policy]:
         """The policies that a Policy can say, whoever made them."""
-        rows = (xfrm.read_policy(reply) for reply in self.dump(xfrm.dump_policies()))
-        return [row for row in rows if row is not None]
+        return self.dump(xfrm.dump_policies(), xfrm.read_policy)
 
     def errors(self) -> dict[str, int]:
         """How many packets were dropped for which reason, all of them, by the kernel's names."""

@@ -292,7 +292,7 @@ def _route_words(row: Route) -> str:
 
 
 def _missing_neighbours(netlink: Netlink, wanted: Iterable[Neighbour]) -> list[str]:
-    there = {read_neighbour(reply) for reply in netlink.dump(dump_neighbours())}
+    there = set(netlink.dump(dump_neighbours(), read_neighbour))
     return [
         f"neighbour {row.address} at {row.mac} is missing" for row in wanted if row not in there
     ]

@@ -175,15 +175,13 @@ def _filter_program(ifindex: int, direction: Direction, prio: int) -> int | None
     """The program of our filter on a device."""
     with Netlink() as netlink:
         try:
-            rows = [
-                tc.read_filter(row) for row in netlink.dump(tc.dump_filters(ifindex, direction))
-            ]
+            rows = netlink.dump(tc.dump_filters(ifindex, direction), tc.read_filter)
         except OSError as error:
             if error.errno in _ABSENT:
                 return None
             raise
     ours = (direction, prio, _HANDLE)
     for row in rows:
-        if row and (row.direction, row.priority, row.handle) == ours:
+        if (row.direction, row.priority, row.handle) == ours:
             return row.program_id
     return None
