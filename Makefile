@@ -3,7 +3,7 @@
 # make test    everything: check, then the tests that need root and a kernel
 # make check   a minute, no root: lint, types, import contracts, pure tests and their coverage
 # make vm      the tests that need the kernel's ESP, in a machine of their own [KERNEL=uml] [TEST=…]
-# make bench   one table against plaintext and wireguard-go (minutes)
+# make bench   one table against plaintext and wireguard-go (minutes) [KERNEL=uml: and of the kernel's ESP]
 PY = .venv/bin/python
 PYTEST = $(PY) -m pytest -p no:cacheprovider
 # The pure core: each of these keeps 90% of its lines and branches in the pure tests alone.
@@ -49,7 +49,8 @@ vm:
 
 bench:
 	@scripts/setup.sh bench
-	$(PY) benchmarks/run.py
+	$(if $(filter file,$(origin KERNEL)),,taskset --cpu-list 0 tests/vm/boot.sh -k $(KERNEL) -t 7200 \
+	env PYTHONDONTWRITEBYTECODE=1 PELLICLE_LAB_PATIENCE=$(PATIENCE_$(KERNEL))) $(PY) benchmarks/run.py $(BENCH)
 
 clean:
 	rm -rf .venv build dist src/pellicle/_bpf .coverage* .hypothesis pellicle-demo.pcap pellicle-demo.svg

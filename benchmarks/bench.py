@@ -4,6 +4,7 @@
     make bench                                   everything, as root, some minutes
     benchmarks/run.py --quick                    one short round: does it work at all?
     benchmarks/run.py --only pellicle --only tcp one way, one load
+    make bench KERNEL=uml                        the kernel's ESP, on a kernel that has it
 
 The ways take turns, round by round, in the same lab with the same wire. Each node has one core of
 this machine, the wire between them has what they leave: figures compare ways of doing things,
@@ -27,7 +28,7 @@ from typing import Any, Final, NoReturn
 
 from benchmarks import esp_ns, loads, report
 from benchmarks.report import Cell, Crypto
-from benchmarks.ways import WAYS, Way, stand
+from benchmarks.ways import PELLICLE, WAYS, Way, lack, stand
 from pellicle import lab
 from pellicle.lab import LabError
 from pellicle.lab import state as lab_state
@@ -163,7 +164,10 @@ def _how(plan: Plan, others: Sequence[float]) -> str:
 
 def _plan(arguments: argparse.Namespace) -> Plan:
     only = set(arguments.only)
-    ways = tuple(way for way in WAYS if way.name in only) or WAYS
+    ways = tuple(way for way in WAYS if way.name in only)
+    if lacking := [f"{way.name}: {words}" for way in ways if (words := lack(way))]:
+        raise LabError(f"this kernel has no ESP for {'; '.join(lacking)}")
+    ways = ways or tuple(way for way in WAYS if not lack(way))
     names = (*LOADS, CRYPTO)
     chosen = tuple(name for name in names if name in only) or names
     is_quick = arguments.quick
@@ -174,7 +178,7 @@ def _plan(arguments: argparse.Namespace) -> Plan:
         families=families,
         ways=ways,
         loads=tuple(name for name in chosen if name in LOADS),
-        crypto_runs=(200 if is_quick else 1000) if CRYPTO in chosen else 0,
+        crypto_runs=(200 if is_quick else 1000) if CRYPTO in chosen and PELLICLE in ways else 0,
     )
 
 

@@ -21,6 +21,7 @@ from benchmarks.ways import CLIENT, SERVER, Path, process_in, round_trips
 from pellicle.kernel import netns
 from pellicle.lab import LabError
 from pellicle.lab.frames import Kind
+from pellicle.lab.patience import patient
 
 PORT: Final = 5201
 START_SECONDS: Final = 10.0
@@ -95,7 +96,7 @@ def _iperf(path: Path, family: int, seconds: float, *more: str) -> dict[str, Any
         argv = ["iperf3", "--json", "-c", address, "-t", f"{seconds:g}", *more]
         with process_in(CLIENT, argv) as client:
             try:
-                said, _ = client.communicate(timeout=seconds + PATIENCE_SECONDS)
+                said, _ = client.communicate(timeout=seconds + patient(PATIENCE_SECONDS))
             except subprocess.TimeoutExpired as error:
                 raise LabError(f"{path.way.name}: iperf3 does not come to an end") from error
     answer: dict[str, Any] = json.loads(said)
@@ -107,7 +108,7 @@ def _iperf(path: Path, family: int, seconds: float, *more: str) -> dict[str, Any
 @contextmanager
 def _serving() -> Iterator[None]:
     with process_in(SERVER, ["iperf3", "--json", "-s", "-1"]) as server:
-        deadline = time.monotonic() + START_SECONDS
+        deadline = time.monotonic() + patient(START_SECONDS)
         while LISTENING not in File(f"/proc/{server.pid}/net/tcp6").read_text():
             if server.poll() is not None or time.monotonic() > deadline:
                 raise LabError(f"the iperf3 server does not start: {server.communicate()[0]}")

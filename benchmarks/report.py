@@ -12,7 +12,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from benchmarks.ways import BARE, PELLICLE, PLAIN, WIREGUARD, Way
+from benchmarks.ways import (
+    BARE,
+    IP_XFRM,
+    IP_XFRM_WHOLE,
+    PELLICLE,
+    PLAIN,
+    WIREGUARD,
+    XFRM,
+    XFRM_CROWD,
+    Way,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,13 +46,23 @@ MEASURES: Final = (
     Measure("p99", "UDP round trip p99, µs", 0),
     Measure("kpps", "UDP of 64 bytes, kpps", 1),
 )
-AGAINST: Final = (WIREGUARD, BARE, PLAIN)
+AGAINST: Final = {PELLICLE: (WIREGUARD, BARE, PLAIN), XFRM: (IP_XFRM, IP_XFRM_WHOLE, XFRM_CROWD)}
 SEAL_OPEN_NS: Final = {64: (930, 1230), 512: (2650, 2910), 1400: (5900, 6190)}
 """What sealing and opening may cost, by the inner packet's bytes."""
 LEAST_TCP: Final = 1.5
 """Times wireguard-go's."""
 MOST_ROUND_TRIP: Final = 1.2
 """Times plaintext's."""
+BY_HAND: Final = (
+    ("tcp", "TCP, 1 stream", True),
+    ("tcp_4", "TCP, 4 streams", True),
+    ("cpu", "CPU per byte", False),
+    ("p50", "UDP round trip p50", False),
+    ("kpps", "UDP of 64 bytes", True),
+)
+"""Measure, words, whether more is better."""
+MOST_WORSE: Final = 0.05
+"""Than the same tunnel made by hand: the xfrm engine."""
 
 
 class Cell(NamedTuple):
@@ -65,9 +85,11 @@ Samples = Mapping[Cell, Sequence[float]]
 """One figure for each round, in order."""
 
 
-def ratio(samples: Samples, measure: str, family: int, below: Way) -> float | None:
-    """Pellicle's figure over another way's, the median of all rounds; None without figures."""
-    ours = samples.get(Cell(measure, family, PELLICLE.name), ())
+def ratio(
+    samples: Samples, measure: str, family: int, below: Way, above: Way = PELLICLE
+) -> float | None:
+    """One way's figure over another's, the median of all rounds; None without figures."""
+    ours = samples.get(Cell(measure, family, above.name), ())
     theirs = samples.get(Cell(measure, family, below.name), ())
     rounds = [a / b for a, b in zip(ours, theirs, strict=False) if b]
     return statistics.median(rounds) if rounds else None
@@ -75,9 +97,14 @@ def ratio(samples: Samples, measure: str, family: int, below: Way) -> float | No
 
 def table(samples: Samples, crypto: Sequence[Crypto], ways: Sequence[Way]) -> Iterator[str]:
     """Its lines, readable as they are and as Markdown."""
-    compared = [way for way in AGAINST if way in ways] if PELLICLE in ways else []
+    compared = [
+        (ours, theirs)
+        for ours, others in AGAINST.items()
+        for theirs in others
+        if ours in ways and theirs in ways
+    ]
     rows = [
-        ["", *(way.name for way in ways), *(f"x {way.name}" for way in compared)],
+        ["", *(way.name for way in ways), *(_over(*pair) for pair in compared)],
         ["how, pods' MTU", *(f"{way.words}, {way.mtu}" for way in ways), *("" for _ in compared)],
     ]
     for family in sorted({cell.family for cell in samples}):
@@ -86,7 +113,7 @@ def table(samples: Samples, crypto: Sequence[Crypto], ways: Sequence[Way]) -> It
                 _cell(samples.get(Cell(measure.name, family, way.name)), measure) for way in ways
             ]
             if any(row):
-                row += [_ratio(samples, measure, family, way) for way in compared]
+                row += [_ratio(samples, measure, family, *pair) for pair in compared]
                 rows.append([f"IPv{family} {measure.words}", *row])
     for size, seal, seen in crypto:
         for verb, value in (("seal", seal), ("open", seen)):
@@ -109,14 +136,25 @@ def verdicts(samples: Samples, crypto: Sequence[Crypto]) -> Iterator[str]:
         if (value := ratio(samples, "p50", family, PLAIN)) is not None:
             has, is_met = f"{value:.2f} x {PLAIN.name}", value <= MOST_ROUND_TRIP
             yield _verdict(f"IPv{family} UDP round trip p50", has, f"≤ {MOST_ROUND_TRIP}", is_met)
+        for name, words, is_more_better in BY_HAND:
+            if (value := ratio(samples, name, family, IP_XFRM, XFRM)) is not None:
+                most = 1 - MOST_WORSE if is_more_better else 1 + MOST_WORSE
+                is_met = value >= most if is_more_better else value <= most
+                wanted = f"{'≥' if is_more_better else '≤'} {most:g}"
+                has = f"{value:.2f} x {IP_XFRM.name}"
+                yield _verdict(f"IPv{family} {words}, {XFRM.name}", has, wanted, is_met)
 
 
 def _verdict(what: str, has: str, wanted: str, is_met: bool) -> str:
     return f"{'met    ' if is_met else 'not met'}  {what}: {has} (target {wanted})"
 
 
-def _ratio(samples: Samples, measure: Measure, family: int, below: Way) -> str:
-    value = ratio(samples, measure.name, family, below) if measure.is_rate else None
+def _over(ours: Way, theirs: Way) -> str:
+    return f"x {theirs.name}" if ours is PELLICLE else f"{ours.name} x {theirs.name}"
+
+
+def _ratio(samples: Samples, measure: Measure, family: int, ours: Way, theirs: Way) -> str:
+    value = ratio(samples, measure.name, family, theirs, ours) if measure.is_rate else None
     return "" if value is None else f"{value:.2f}"
 
 

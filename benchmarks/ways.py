@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The four ways from pod to pod that are compared, all through the same wire of the same MTU.
+"""The ways from pod to pod that are compared, all through the same wire of the same MTU.
 
     pod n1/p1 ── node 1 ── wire (a router) ── node 2 ── pod n2/p1
 
@@ -13,19 +13,25 @@ import json
 import secrets
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from ipaddress import ip_address
 from typing import Any, Final
 
-from benchmarks import cores, pingpong, wireguard
+from benchmarks import cores, ip_xfrm, pingpong, policies, wireguard
 from pellicle import lab
+from pellicle.encryption.engine import ALGORITHMS
+from pellicle.facts import Cipher
 from pellicle.kernel import netns
 from pellicle.kernel.netlink import Netlink
 from pellicle.kernel.offloads import ALL_TRANSMIT, switch_off, switch_on
+from pellicle.kernel.xfrm import probe_device, probe_esp
 from pellicle.lab import LabError, Sniffer, agents
+from pellicle.lab.engines import AUTO
 from pellicle.lab.frames import Kind
+from pellicle.lab.patience import patient
 from pellicle.lab.topology import UPLINK, WIRE, LabNode, LabPod
 from pellicle.wire.netlink import MAIN_TABLE
 
@@ -37,6 +43,8 @@ SEALED_MTU: Final = 1446
 PROOF_SECONDS: Final = 0.3
 LEAST_PROOF: Final = 20
 """Round trips."""
+SETTLE_SECONDS: Final = 3.0
+"""Agents that have just begun are busy, and not with packets."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +59,10 @@ class Way:
     """What a listener there must see, and nothing else."""
     is_encrypted: bool = False
     """By Pellicle."""
+    engine: str = AUTO
+    """Pellicle's."""
+    is_cut: bool = False
+    """The pods themselves make packets as they go on a wire; else later, where it must be."""
     is_offloaded: bool = False
     """Segments of 64 KB all along, checksums never computed: what only one machine can do.
 
@@ -59,10 +71,23 @@ class Way:
 
 
 PLAIN = Way("plaintext", "offloads on", WIRE_MTU, Kind.CLEAR, is_offloaded=True)
-BARE = Way("bare", "no offloads", SEALED_MTU, Kind.CLEAR)
-PELLICLE = Way("pellicle", "ESP in BPF", SEALED_MTU, Kind.ESP, is_encrypted=True)
+BARE = Way("bare", "no offloads", SEALED_MTU, Kind.CLEAR, is_cut=True)
+PELLICLE = Way("pellicle", "ESP in BPF", SEALED_MTU, Kind.ESP, is_encrypted=True, engine="bpf")
 WIREGUARD = Way("wireguard-go", "its own tunnel", wireguard.MTU, Kind.OTHER)
-WAYS: Final = (PLAIN, BARE, PELLICLE, WIREGUARD)
+XFRM = Way("xfrm", "the kernel's ESP", SEALED_MTU, Kind.ESP, is_encrypted=True, engine="xfrm")
+XFRM_CROWD = Way(
+    "xfrm-5000", "5,000 peers more", SEALED_MTU, Kind.ESP, is_encrypted=True, engine="xfrm"
+)
+IP_XFRM = Way("ip-xfrm", "by hand, no offloads", SEALED_MTU, Kind.ESP, is_cut=True)
+IP_XFRM_WHOLE = Way("ip-xfrm-whole", "by hand, cut while encrypted", SEALED_MTU, Kind.ESP)
+WITH_ESP: Final = (XFRM, XFRM_CROWD, IP_XFRM, IP_XFRM_WHOLE)
+"""These need the kernel's."""
+WAYS: Final = (PLAIN, BARE, PELLICLE, WIREGUARD, *WITH_ESP)
+TUNNELS: Final = {
+    WIREGUARD: wireguard.Tunnel, IP_XFRM: ip_xfrm.Tunnel, IP_XFRM_WHOLE: ip_xfrm.Tunnel,
+    XFRM_CROWD: policies.Crowd,
+}  # fmt: skip
+"""What makes a way of the lab, beside the lab."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,20 +101,32 @@ class Path:
     """What the client's node has encrypted since it stands, as it counts itself."""
 
 
+def lack(way: Way) -> str:
+    """What this machine does not have of what the way needs, in the kernel's words; or nothing."""
+    if way not in WITH_ESP:
+        return ""
+    found = [probe_esp(*ALGORITHMS[Cipher(ip_xfrm.CIPHER)]), probe_device()]
+    return ", ".join(str(error.strerror) for error in found if error is not None)
+
+
 @contextmanager
 def stand(way: Way, tell: Callable[[str], None]) -> Iterator[Path]:
     """Make a lab carry packets this way, and prove it; LabError when it does not."""
     # New pods each time: nothing is left of the way before, and they are as this way has them.
     for pods in (0, 1):
-        lab.up(nodes=2, pods=pods, encrypt=way.is_encrypted, mtu=WIRE_MTU)
+        lab.up(
+            nodes=2, pods=pods, engine=way.engine, encrypt=way.is_encrypted, mtu=WIRE_MTU,
+            settings={"cipher": ip_xfrm.CIPHER} if way.engine == "xfrm" else {},
+        )  # fmt: skip
     with ExitStack() as ends:
         protected = _agents_count
-        if way is WIREGUARD:
-            protected = ends.enter_context(wireguard.Tunnel(LEFT, RIGHT)).sent_bytes
+        if way in TUNNELS:
+            protected = ends.enter_context(TUNNELS[way](LEFT, RIGHT)).sent_bytes
         _fit(way)
         path = Path(way, _addresses(SERVER), protected)
         heard = [_prove(path, family) for family in path.addresses]
         tell(f"{way.name}: {', '.join(heard)}")
+        time.sleep(patient(SETTLE_SECONDS))
         yield path
 
 
@@ -121,7 +158,7 @@ def round_trips(path: Path, family: int, seconds: float, text: str = "") -> dict
             raise LabError(f"the echo server does not start: {server.communicate()[1]}")
         order = [*program, "ask", path.addresses[family], f"{seconds}", text]
         with process_in(CLIENT, order) as client:
-            said, wrong = client.communicate(timeout=seconds + 30)
+            said, wrong = client.communicate(timeout=patient(seconds + 30))
     if client.returncode:
         raise LabError(f"round trips: {wrong}")
     answer: dict[str, Any] = json.loads(said)
@@ -155,11 +192,11 @@ def _fit(way: Way) -> None:
     """Offloads, the MTU of the pods' routes, and who does the work, at both ends."""
     for pod in (CLIENT, SERVER):
         # Pellicle's datapath needs nothing of its pods: they keep what they were born with.
-        _switch("eth0", pod.namespace, is_on=way is not BARE)
+        _switch("eth0", pod.namespace, is_on=not way.is_cut)
         with Netlink(pod.node.namespace) as node:
             for name in node.links():
                 if name.startswith("pel") and not name.startswith("pellicle"):
-                    _switch(name, pod.node.namespace, is_on=way is not BARE)
+                    _switch(name, pod.node.namespace, is_on=not way.is_cut)
         _switch(UPLINK, pod.node.namespace, is_on=way.is_offloaded)
         _switch(pod.node.wire_device, WIRE, is_on=way.is_offloaded)
         _route(pod.namespace, way)
