@@ -153,9 +153,9 @@ static __always_inline int from_net_clear(struct __sk_buff *skb, struct scratch 
 	if (p->is_fragment || !addr_is_self(&p->destination))
 		return REASON_NONE;
 	if (p->protocol == IPPROTO_ICMP)
-		pmtu_ipv4(skb, s);
-	else if (p->protocol == IPPROTO_ICMPV6)
-		pmtu_ipv6(skb, s);
+		return pmtu_ipv4(skb, s);
+	if (p->protocol == IPPROTO_ICMPV6)
+		return pmtu_ipv6(skb, s);
 	return REASON_NONE;
 }
 
@@ -226,7 +226,7 @@ int from_net(struct __sk_buff *skb)
 			return TC_ACT_OK;
 	}
 	action = verdict(skb, HOOK_FROM_NET, reason);
-	if (reason == PROBE_RECEIVED || reason == ESP_DUMMY_RECEIVED)
+	if (reason == PROBE_RECEIVED || reason == ESP_DUMMY_RECEIVED || reason == PATH_MTU_RECEIVED)
 		return TC_ACT_SHOT;
 	if (reason == OPENED && s->ifindex)
 		return bpf_redirect_peer(s->ifindex, 0);

@@ -1,25 +1,29 @@
 // SPDX-License-Identifier: (BSD-2-Clause OR GPL-2.0-only)
-/* A router on the way says that our ESP to a node was too big: the agent is told, and judges. */
+/* A router on the way says that our ESP to a node was too big: the agent is told, and judges.  The
+ * stack is not: the kernel's IPsec would cut ESP to fit, which peers refuse, long after the route has
+ * the right MTU again.
+ */
 #pragma once
 #include "verdict.h"
 
-static __always_inline void pmtu_event(struct scratch *s, __u32 mtu, const struct addr *source,
+static __always_inline int pmtu_event(struct scratch *s, __u32 mtu, const struct addr *source,
 				       const struct addr *destination)
 {
 	struct peer *peer = peer_find(destination);
 	struct event *event;
 
 	if (!addr_is_self(source) || !peer || !(peer->flags & PEER_NODE))
-		return;
+		return REASON_NONE;
 	event = event_reserve(EVENT_PMTU);
 	if (!event)
-		return;
+		return PATH_MTU_RECEIVED;
 	event->number = mtu;
 	event->key.source = *source;
 	event->key.destination = *destination;
 	event->key.protocol = IPPROTO_ESP;
 	event->key.hook = HOOK_FROM_NET;
 	bpf_ringbuf_submit(event, 0);
+	return PATH_MTU_RECEIVED;
 }
 
 struct icmp_error {
@@ -35,7 +39,7 @@ struct icmp_error {
 	};
 };
 
-static __always_inline void pmtu_ipv4(struct __sk_buff *skb, struct scratch *s)
+static __always_inline int pmtu_ipv4(struct __sk_buff *skb, struct scratch *s)
 {
 	struct {
 		struct icmp_error icmp;
@@ -47,13 +51,13 @@ static __always_inline void pmtu_ipv4(struct __sk_buff *skb, struct scratch *s)
 	if (packet_load(skb, p, p->payload, error, sizeof(*error)) || error->icmp.type != 3 ||
 	    error->icmp.code != 4 || error->quoted.version != 4 ||
 	    error->quoted.protocol != IPPROTO_ESP)
-		return;
+		return REASON_NONE;
 	set_ipv4(&source, error->quoted.saddr);
 	set_ipv4(&destination, error->quoted.daddr);
-	pmtu_event(s, swap16(error->icmp.mtu4), &source, &destination);
+	return pmtu_event(s, swap16(error->icmp.mtu4), &source, &destination);
 }
 
-static __always_inline void pmtu_ipv6(struct __sk_buff *skb, struct scratch *s)
+static __always_inline int pmtu_ipv6(struct __sk_buff *skb, struct scratch *s)
 {
 	struct {
 		struct icmp_error icmp;
@@ -63,7 +67,7 @@ static __always_inline void pmtu_ipv6(struct __sk_buff *skb, struct scratch *s)
 
 	if (packet_load(skb, p, p->payload, error, sizeof(*error)) || error->icmp.type != 2 ||
 	    error->quoted.version != 6 || error->quoted.nexthdr != IPPROTO_ESP)
-		return;
-	pmtu_event(s, swap32(error->icmp.mtu), (struct addr *)&error->quoted.saddr,
-		   (struct addr *)&error->quoted.daddr);
+		return REASON_NONE;
+	return pmtu_event(s, swap32(error->icmp.mtu), (struct addr *)&error->quoted.saddr,
+			  (struct addr *)&error->quoted.daddr);
 }

@@ -55,6 +55,7 @@ enum reason {
 	PROBE_SENT,
 	PROBE_RECEIVED,
 	ESP_DUMMY_RECEIVED,	/* RFC 4303 §2.6: says nothing, but its keys are right */
+	PATH_MTU_RECEIVED,	/* a router's word on our ESP */
 	/* dropped: everything from here on */
 	DROP_FIRST,
 	DROP_UNKNOWN_PEER = DROP_FIRST,	/* inside the cluster's CIDRs, not in the ipcache */

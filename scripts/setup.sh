@@ -10,7 +10,7 @@ python=${PYTHON:-python3}
 packages="libbpf1 iproute2 iputils-ping"
 case $what in
 check) packages="" ;;
-test) packages="$packages tcpdump iperf3" ;;
+test) packages="$packages tcpdump tshark iperf3" ;;
 bench) packages="$packages iperf3 wireguard-go wireguard-tools" ;;
 esac
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {

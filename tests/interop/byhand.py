@@ -32,6 +32,9 @@ from tests.bpf.node import text_of
 
 N1, N2 = LabNode(1), LabNode(2)
 REQID: Final = 7
+LAST_LOW: Final = 0xFFFF_FFFF
+BEYOND: Final = 6
+"""Packets on either side of 2^32."""
 CHACHA: Final = "rfc7539esp(chacha20,poly1305)"
 _STATE = re.compile(
     r"^src (?P<source>\S+) dst (?P<destination>\S+)\n"

@@ -6,17 +6,24 @@ n1/p1 ══ n1: agent, either engine ══ ESP over IPv4 or IPv6 ══ n2: ip
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-
 import pytest
 
-from pellicle.lab import agents
-from pellicle.lab.sniffer import Sniffer
 from tests import pace
-from tests.interop.byhand import CASES, N1, N2, Pair, anew, counts, ip, rows, set_sequences
-from tests.net.engines import kernel_drops
-from tests.net.loaded import address_of, assert_private
-from tests.net.parcels import INNER, IP_UDP, SECRET, parcels
+from tests.interop.byhand import (
+    BEYOND,
+    CASES,
+    LAST_LOW,
+    N1,
+    N2,
+    Pair,
+    anew,
+    counts,
+    ip,
+    rows,
+    set_sequences,
+)
+from tests.net.loaded import address_of
+from tests.net.parcels import INNER, IP_UDP, parcels
 from tests.net.streams import connected, exchange
 
 A, B = "n1/p1", "n2/p1"
@@ -27,35 +34,6 @@ ways = pytest.mark.parametrize(
 BPF = [case for case in CASES if case.engine == "bpf"]
 FLOWS = 64
 """Enough for each of four SAs to get one, but for one in 10^7 runs."""
-LAST_LOW = 0xFFFF_FFFF
-BEYOND = 6
-"""Packets on either side of 2^32."""
-
-
-@pytest.fixture(autouse=True)
-def all_is_understood(pair: Pair) -> Iterator[None]:
-    """Neither end has dropped anything, and the wire has carried nothing but ESP."""
-    before = troubles()
-    with Sniffer(markers=[SECRET], nonces=True) as wire:
-        yield
-        assert_private(wire)
-        # Over IPv6 the other kernel segments as it encrypts, and does use nonces twice
-        # (docs/engines.md): that is its own affair.
-        own = {sa.source for sa in pair.sent.values()}
-        assert [reuse for reuse in wire.reuses() if reuse.source in own] == []
-    assert troubles() == before
-
-
-def troubles() -> Mapping[str, int]:
-    """What was dropped at either end, and why."""
-    dropped = {
-        f"n1 {row['reason']}": int(row["packets"])
-        for row in agents.status(N1)["counts"]
-        if row["reason"].startswith("DROP_")
-    }
-    for node in (N1, N2):
-        dropped |= {f"{node.name} {name}": n for name, n in kernel_drops(node).items()}
-    return dropped
 
 
 @inners

@@ -14,7 +14,15 @@ from hypothesis import strategies as st
 
 from pellicle.wire import nlmsg, xfrm
 from pellicle.wire.nlmsg import Malformed, Reply, Request
-from pellicle.wire.xfrm import Mark, Policy, PolicyDirection, State, StateCounts
+from pellicle.wire.xfrm import (
+    Mark,
+    Offload,
+    OffloadFlags,
+    Policy,
+    PolicyDirection,
+    State,
+    StateCounts,
+)
 from tests.pure.xfrm_rows import (
     AES,
     ANY_4,
@@ -169,6 +177,16 @@ def test_the_bytes_are_those_of_iproute2(command: str) -> None:
     assert {kind: payload.hex() for kind, payload in found.items()} == {
         kind: bytes.fromhex(payload).hex() for kind, payload in more.items()
     }
+
+
+def test_a_state_for_a_card_names_it_and_the_way() -> None:
+    """struct xfrm_user_offload (linux/xfrm.h) in XFRMA_OFFLOAD_DEV, 28; the rest is as without."""
+    flags = OffloadFlags.INBOUND | OffloadFlags.IPV6
+    whole = xfrm.put_state(replace(INBOUND, offload=Offload(0x01020304, flags))).body
+    bare = xfrm.put_state(INBOUND).body
+    attribute = bytes.fromhex("0c00 1c00 04030201 03 000000")
+    at = whole.index(attribute)
+    assert whole[:at] + whole[at + len(attribute) :] == bare
 
 
 def test_states_are_added_and_never_replaced() -> None:

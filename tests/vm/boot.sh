@@ -1,6 +1,6 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
-# boot.sh [-k 6.12|uml] [-t SECONDS] [-m MiB] [-r FOLDER] COMMAND…
+# boot.sh [-k 6.12|6.1|newest|uml] [-t SECONDS] [-m MiB] [-r FOLDER] COMMAND…
 # Boots a kernel that has ESP over this machine's root and runs COMMAND in it, as root, in this folder
 # and environment. Everything that it writes stays in the machine, but for FOLDER. Prints its output as it
 # comes, ends with its status; 124: out of time, 125: the machine failed. Only a machine that died before
@@ -48,6 +48,7 @@ share() { # tag folder cache
 }
 emulate() {
 	devices=()
+	[ ! -e "$kernel/initramfs" ] || devices+=(-initrd "$kernel/initramfs")
 	share host / always
 	[ -z "$results" ] || share rw "$results" auto
 	rm -f "$job/out" && mkfifo "$job/out"
@@ -56,7 +57,7 @@ emulate() {
 	# One processor in one thread: with more, one boot in nine panicked.
 	timeout --foreground -k 10 "$seconds" qemu-system-x86_64 -accel tcg,thread=single,tb-size=512 -cpu max \
 		-machine q35,memory-backend=mem -smp 1 -m "$memory" -object "memory-backend-memfd,id=mem,size=${memory}M,share=on" \
-		-nodefaults -no-user-config -display none -no-reboot -kernel "$kernel/vmlinux" \
+		-nodefaults -no-user-config -display none -no-reboot -kernel "$kernel/image" \
 		-append "root=host rootfstype=virtiofs console=ttyS0 mitigations=off vm.mods=$kernel $common" \
 		-serial "file:$job/console" -device virtio-serial-pci "${devices[@]}" -device virtio-rng-pci \
 		-chardev "file,id=out,path=$job/out,append=on" -device virtserialport,nr=1,chardev=out \

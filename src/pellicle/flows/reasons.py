@@ -87,6 +87,11 @@ WORDS: Final[Mapping[str, Words]] = MappingProxyType(
             "ESP dummy packet",
             "A peer hides how much it says (RFC 4303 §2.6); nothing needs to be done.",
         ),
+        "PATH_MTU_RECEIVED": Words(
+            "a router's word on the path",
+            "A router between the nodes carries less than the uplink: routes to that peer have a "
+            "smaller MTU now; nothing needs to be done.",
+        ),
         "DROP_UNKNOWN_PEER": Words(
             "a cluster address nobody holds",
             "No node has published an endpoint with this address: the pod is gone or just "
