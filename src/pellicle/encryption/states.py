@@ -118,7 +118,7 @@ class States:
         states = [state_of(sa) for sa in sas]
         if self.device is None:
             return self.xfrm.put_states(states)
-        tried = self.xfrm.put_states(replace(s, offload=self._offload(s)) for s in states)
+        tried = self.xfrm.put_states(self._for_device(state) for state in states)
         again = [state for state in states if state.key in tried]
         if not again:
             return {}
@@ -129,11 +129,10 @@ class States:
     def remove(self, keys: Collection[StateKey]) -> Mapping[StateKey, OSError]:
         return self.xfrm.remove_states(keys)
 
-    def _offload(self, state: State) -> Offload:
-        assert self.device is not None
-        flags = OffloadFlags(0)
-        if state.key.mark is not None:
-            flags |= OffloadFlags.INBOUND
-        if state.key.source.version == 6:
-            flags |= OffloadFlags.IPV6
-        return Offload(self.device, flags)
+    def _for_device(self, state: State) -> State:
+        """Linux lets no device decrypt for an xfrm interface: what is inbound has an if_id."""
+        if self.device is None or state.key.mark is not None:
+            return state
+        is_ipv6 = state.key.source.version == 6
+        flags = OffloadFlags.IPV6 if is_ipv6 else OffloadFlags(0)
+        return replace(state, offload=Offload(self.device, flags))
