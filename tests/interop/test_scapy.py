@@ -21,7 +21,7 @@ from pellicle.kernel.netlink import Netlink
 from pellicle.lab.sniffer import Sniffer
 from pellicle.lab.topology import UPLINK, WIRE
 from tests import pace
-from tests.interop.byhand import BEYOND, CHACHA, LAST_LOW, N1, Pair, Sa
+from tests.interop.byhand import BEYOND, CHACHA, LAST_LOW, N1, Pair, Sa, rows
 from tests.net.loaded import address_of
 from tests.net.parcels import INNER, IP_UDP, content, parcels, udp_in
 
@@ -34,6 +34,7 @@ FOR_SCAPY = {4: 3, 6: 0}
 @inners
 def test_scapy_opens_what_pellicle_sealed(pair: Pair, inner: int, tmp_path: Path) -> None:
     judges = {sa.spi: judge(sa) for sa in pair.sent.values()}
+    begun = {row["spi"]: row["sequence"] for row in rows(N1, "sa_out")}
     sizes = pace.sizes(INNER[pair.case.outer] - IP_UDP[inner])
     with Sniffer(write=tmp_path / "wire.pcap") as wire, parcels(A, B, inner) as post:
         for size in sizes:
@@ -42,9 +43,9 @@ def test_scapy_opens_what_pellicle_sealed(pair: Pair, inner: int, tmp_path: Path
         wire.settle()
     frames = [frame for frame in rdpcap(str(tmp_path / "wire.pcap")) if ipsec.ESP in frame]
     seen = [
-        judges[frame[ipsec.ESP].spi].decrypt(frame.payload, esn_en=True, esn=0)
+        judges[esp.spi].decrypt(frame.payload, esn_en=True, esn=upper_half(esp.seq, begun[esp.spi]))
         for frame in frames
-        if frame[ipsec.ESP].spi in judges
+        if (esp := frame[ipsec.ESP]).spi in judges
     ]
     sent = [packet for packet in seen if UDP in packet and packet.src == address_of(A, inner)]
     assert [bytes(packet[UDP].payload) for packet in sent] == [content(size) for size in sizes]
@@ -66,6 +67,11 @@ def test_pellicle_opens_what_scapy_sealed_past_2_to_the_32(pair: Pair, inner: in
             sealer.seq_num = low  # as an argument, 0 would be none
             send(sealer.encrypt(packet, esn_en=True, esn=high))
             assert receiver.recv(2048) == content(size)
+
+
+def upper_half(low: int, before: int) -> int:
+    """Of a number that came soon after another."""
+    return (before >> 32) + (low < before & LAST_LOW)
 
 
 def judge(sa: Sa) -> ipsec.SecurityAssociation:
