@@ -12,7 +12,9 @@ if [ "${1:-}" != inside ]; then
 	mount --bind / /run/lower
 	mount -t overlay -o lowerdir=/run/lower,upperdir=/run/upper,workdir=/run/work overlay /run/root || die "no overlay root"
 	for place in proc sys dev; do mount --move "/$place" "/run/root/$place"; done
-	exec chroot /run/root "$0" inside
+	# Not a mere chroot: whoever is in one may make no user namespace.
+	cd /run/root && mkdir -p run/old && pivot_root . run/old && umount -l run/old || die "no overlay root"
+	exec chroot . "$0" inside
 fi
 modules=$(word vm.mods) job=$(word vm.job) results=$(word vm.rw)
 [ -e /dev/vport0p1 ] && kind=virtiofs || kind=hostfs
@@ -32,6 +34,7 @@ if [ -e /proc/modules ] && [ -n "$modules" ]; then # where the kernel's own load
 fi
 [ -z "$results" ] || share rw "$results" "$results"
 ip link set lo up
+sysctl -q -w net.core.fb_tunnels_only_for_init_net=2 2>/dev/null # a namespace begins with lo alone
 if [ $kind = virtiofs ]; then
 	exec 3>/dev/vport0p2
 	echo began >&3
