@@ -2,7 +2,7 @@
 # make demo    see it work: three nodes, encryption off, then on, a sniffer on the wire
 # make test    everything: check, then the tests that need root and a kernel
 # make check   a minute, no root: lint, types, import contracts, pure tests and their coverage
-# make vm      the tests that need the kernel's ESP, in a machine of their own [KERNEL=uml] [TEST=…]
+# make vm      the tests that need the kernel's ESP, in a machine of their own [KERNEL=6.1|newest|uml] [TEST=…]
 # make bench   one table against plaintext and wireguard-go (minutes) [KERNEL=uml: and of the kernel's ESP]
 PY = .venv/bin/python
 PYTEST = $(PY) -m pytest -p no:cacheprovider
@@ -14,6 +14,8 @@ KERNEL = 6.12
 TEST = tests/vm $(if $(filter uml,$(KERNEL)),,--ignore=tests/vm/test_offload.py)
 # Times that a kernel is slower in there, about: waits are longer by as much, and loads brief.
 PATIENCE_6.12 = 20
+PATIENCE_6.1 = 20
+PATIENCE_newest = 20
 PATIENCE_uml = 4
 
 .PHONY: demo test check bench lint pure vm clean
