@@ -159,14 +159,17 @@ static __always_inline int from_net_clear(struct __sk_buff *skb, struct scratch 
 	return REASON_NONE;
 }
 
-/* A node of the cluster sends ESP by our SAs only; other ESP may be somebody else's tunnel, which
- * the stack knows.
+/* Somebody else's tunnel, which the stack knows: from a node of the cluster by an SA that somebody
+ * has made here, from elsewhere by any.
  */
-static __always_inline int is_from_node(const struct packet *p)
+static __always_inline int is_anothers_esp(const struct scratch *s)
 {
+	const struct packet *p = &s->packet;
 	struct peer *peer = peer_find(&p->source);
 
-	return peer && peer->flags & PEER_NODE;
+	if (!peer || !(peer->flags & PEER_NODE))
+		return 1;
+	return !p->is_fragment && is_of_others(&p->destination, s->spi);
 }
 
 /* REASON_NONE: the kernel's IPsec may open it. */
@@ -181,7 +184,7 @@ static __always_inline int from_net_esp(struct __sk_buff *skb, struct scratch *s
 		skb->mark = sa->mark | (outer_tos & MARK_ECN);
 		return REASON_NONE;
 	}
-	if (!sa && !is_from_node(p))
+	if (!sa && is_anothers_esp(s))
 		return from_net_clear(skb, s);
 	reason = esp_load(skb, s);
 	if (reason)

@@ -49,6 +49,14 @@ static __always_inline int peer_may_be_pod(const struct addr *addr)
 	return peer ? !(peer->flags & PEER_NODE) : cluster_has(addr);
 }
 
+/* ESP by an SA that somebody else has made here. */
+static __always_inline int is_of_others(const struct addr *destination, __be32 spi)
+{
+	struct other_key key = { .destination = *destination, .spi = spi };
+
+	return bpf_map_lookup_elem(&others, &key) != 0;
+}
+
 /* May cleartext not cross the border between `there`, beyond it, and `here`?  It may not if a pod is
  * there, or a node there and a pod here: what those say is sealed.  Nodes among themselves are free.
  */

@@ -7,12 +7,12 @@
 #include "verdict.h"
 
 static __always_inline int pmtu_event(struct scratch *s, __u32 mtu, const struct addr *source,
-				       const struct addr *destination)
+				      const struct addr *destination, __be32 spi)
 {
 	struct peer *peer = peer_find(destination);
 	struct event *event;
 
-	if (!addr_is_self(source) || !peer || !(peer->flags & PEER_NODE))
+	if (!addr_is_self(source) || !peer || !(peer->flags & PEER_NODE) || is_of_others(destination, spi))
 		return REASON_NONE;
 	event = event_reserve(EVENT_PMTU);
 	if (!event)
@@ -43,7 +43,8 @@ static __always_inline int pmtu_ipv4(struct __sk_buff *skb, struct scratch *s)
 {
 	struct {
 		struct icmp_error icmp;
-		struct iphdr quoted;
+		struct iphdr quoted; /* RFC 792: and at least 8 bytes more */
+		__be32 spi;
 	} *error = (void *)s->ccp.data;
 	struct packet *p = &s->packet;
 	struct addr source, destination;
@@ -54,7 +55,7 @@ static __always_inline int pmtu_ipv4(struct __sk_buff *skb, struct scratch *s)
 		return REASON_NONE;
 	set_ipv4(&source, error->quoted.saddr);
 	set_ipv4(&destination, error->quoted.daddr);
-	return pmtu_event(s, swap16(error->icmp.mtu4), &source, &destination);
+	return pmtu_event(s, swap16(error->icmp.mtu4), &source, &destination, error->spi);
 }
 
 static __always_inline int pmtu_ipv6(struct __sk_buff *skb, struct scratch *s)
@@ -62,6 +63,7 @@ static __always_inline int pmtu_ipv6(struct __sk_buff *skb, struct scratch *s)
 	struct {
 		struct icmp_error icmp;
 		struct ipv6hdr quoted;
+		__be32 spi;
 	} *error = (void *)s->ccp.data;
 	struct packet *p = &s->packet;
 
@@ -69,5 +71,5 @@ static __always_inline int pmtu_ipv6(struct __sk_buff *skb, struct scratch *s)
 	    error->quoted.version != 6 || error->quoted.nexthdr != IPPROTO_ESP)
 		return REASON_NONE;
 	return pmtu_event(s, swap32(error->icmp.mtu), (struct addr *)&error->quoted.saddr,
-			  (struct addr *)&error->quoted.daddr);
+			  (struct addr *)&error->quoted.daddr, error->spi);
 }

@@ -218,6 +218,17 @@ struct {
 	__type(value, struct sa_in);
 } sa_in SEC(".maps");
 
+/* --- SAs that somebody else has made in this node's kernel: their ESP, both ways, is left to them -- */
+struct other_key { struct addr destination; __be32 spi; __u32 pad; };
+struct other_row { __u32 flags; };
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 65536);
+	__type(key, struct other_key);
+	__type(value, struct other_row);
+} others SEC(".maps");
+
 /* --- the door's device, which is made anew when somebody removes it ------------------------------ */
 struct doors { __u32 host; /* ifindex of pellicle_host */ };
 struct {

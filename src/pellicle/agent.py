@@ -25,7 +25,7 @@ from pellicle.datapath import door, endpoints, ipcache, programs, xfrm_device
 from pellicle.datapath.door import DoorsTarget, DoorTarget
 from pellicle.datapath.programs import ProgramTarget, Words
 from pellicle.datapath.xfrm_device import XfrmDeviceTarget
-from pellicle.encryption import engine, policies
+from pellicle.encryption import engine, others, policies
 from pellicle.encryption import table as encryption_table
 from pellicle.encryption.keying import Keying
 from pellicle.encryption.paths import PathMtus
@@ -175,11 +175,14 @@ class Agent:
         yield self._watch_counters(self._keying)
 
     def _kernel_ipsec(self) -> Iterable[Coroutine[Any, Any, None]]:
-        """The xfrm engine's own: its device and its policies, as long as anything needs them."""
+        """The xfrm engine's own: its device and its policies, as long as anything needs them. And
+        what others do with the kernel's IPsec, whichever engine this is.
+        """
         t, used = self._tables, self._choice.engine
         yield derive(t.passable, policies.plan_passable, [t.sas_up, t.policies, t.policies_up])
+        self._reconciler(t.others, others.target(self._bpf), t.others_up)
         if self._states is None:
-            for table in (t.device, t.policies, t.policies_up):
+            for table in (t.device, t.policies, t.policies_up, t.others):
                 table.replace({})
             return
         yield derive(
@@ -189,6 +192,7 @@ class Agent:
         self._reconciler(t.device, XfrmDeviceTarget(self._netlink), t.device_up)
         self._reconciler(t.policies, PolicyTarget(self._states.xfrm), t.policies_up)
         yield self._watch_kernel(self._states.xfrm)
+        yield others.follow(self._states.xfrm, t.others)
 
     # --- sources ------------------------------------------------------------------------------
 

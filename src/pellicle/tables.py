@@ -8,6 +8,7 @@ from pellicle.datapath.endpoints import EndpointRow
 from pellicle.datapath.ipcache import CidrRow, Peer
 from pellicle.datapath.programs import Hook, HookName
 from pellicle.datapath.xfrm_device import XfrmDevice
+from pellicle.encryption.others import OtherRow
 from pellicle.encryption.routes import RouteName
 from pellicle.encryption.table import EncryptKey, EncryptRow
 from pellicle.facts import (
@@ -25,7 +26,7 @@ from pellicle.keys.pairing import PeerKeys, Sa, SaKey
 from pellicle.keys.rows import Send
 from pellicle.table import Table
 from pellicle.wire.netlink import Route, Rule
-from pellicle.wire.xfrm import Policy, PolicyKey
+from pellicle.wire.xfrm import Place, Policy, PolicyKey
 
 
 class Tables:
@@ -61,6 +62,8 @@ class Tables:
         self.sas_up: Table[SaKey, Sa] = Table("sas up")
         self.policies: Table[PolicyKey, Policy] = Table("policies")
         self.policies_up: Table[PolicyKey, Policy] = Table("policies up")
+        self.others: Table[Place, OtherRow] = Table("others")
+        self.others_up: Table[Place, OtherRow] = Table("others up")
         self.passable: Table[PairId, int] = Table("passable")
         self.sends: Table[NodeName, Send] = Table("sends")
         self.encrypt: Table[EncryptKey, EncryptRow] = Table("encrypt")

@@ -225,6 +225,33 @@ def test_other_errors_pass_unreported(node: Node, says: str) -> None:
 
 
 @pytest.mark.parametrize("version", [4, 6])
+def test_what_others_have_an_sa_for_is_left_to_them(node: Node, version: int) -> None:
+    """Both ways: their ESP from a node passes, and so does a router's word on theirs to it."""
+    own, there = (SELF6, OVER6.address) if version == 6 else (SELF4, OVER4.address)
+    their, unknown = 0x77777777, 0x77777778
+    for destination in (own, there):
+        key = {"destination": {"bytes": addr(destination)}, "spi": their}
+        node.put("others", key, {"flags": 0})
+    node.forget()
+    body = struct.pack(">II", their, 1) + bytes(40)
+    packet = frame(ip(there, own, body, protocol=ESP))
+    seen = node.run("from_net", packet)
+    assert (seen.action, seen.reasons, seen.frame, seen.mark) == (OK, (), packet, 0)
+    word = too_big(version, 1300, ip(own, there, body, protocol=ESP)[: 28 if version == 4 else 200])
+    seen = node.run("from_net", word)
+    assert (seen.action, seen.reasons) == (OK, ())
+    assert node.seen_events() == []
+    for spi, source, why in (
+        (unknown, there, "DROP_UNKNOWN_SPI"),
+        (their, OVER4.pod6 if version == 6 else OVER4.pod4, INTRUDER),
+    ):
+        body = struct.pack(">II", spi, 1) + bytes(40)
+        seen = node.run("from_net", frame(ip(source, own, body, protocol=ESP)))
+        assert (seen.action, seen.reason) == (SHOT, why)
+    node.clear("others")
+
+
+@pytest.mark.parametrize("version", [4, 6])
 def test_a_pod_in_the_clear_cannot_shrink_our_mtu(node: Node, version: int) -> None:
     node.forget()
     source = OVER4.pod6 if version == 6 else OVER4.pod4

@@ -41,7 +41,7 @@ def pair(request: pytest.FixtureRequest, lab_place: None) -> Iterator[Pair]:
     lab.down()
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def all_is_understood(pair: Pair) -> Iterator[None]:
     """Neither end has dropped anything, and the wire has carried nothing of the pods' but ESP."""
     before = troubles()

@@ -26,6 +26,7 @@ from tests.net.loaded import address_of
 from tests.net.parcels import INNER, IP_UDP, parcels
 from tests.net.streams import connected, exchange
 
+pytestmark = pytest.mark.usefixtures("all_is_understood")
 A, B = "n1/p1", "n2/p1"
 inners = pytest.mark.parametrize("inner", [4, 6], ids=lambda version: f"IPv{version} inside")
 ways = pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from tests.interop.byhand import BEYOND, CHACHA, LAST_LOW, N1, Pair, Sa, rows
 from tests.net.loaded import address_of
 from tests.net.parcels import INNER, IP_UDP, content, parcels, udp_in
 
+pytestmark = pytest.mark.usefixtures("all_is_understood")
 A, B = "n1/p1", "n2/p1"
 inners = pytest.mark.parametrize("inner", [4, 6], ids=lambda version: f"IPv{version} inside")
 FOR_SCAPY = {4: 3, 6: 0}

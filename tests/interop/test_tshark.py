@@ -20,6 +20,7 @@ from tests import pace
 from tests.interop.byhand import CASES, Pair, Sa
 from tests.net.parcels import INNER, IP_UDP, SECRET, content, parcels
 
+pytestmark = pytest.mark.usefixtures("all_is_understood")
 A, B = "n1/p1", "n2/p1"
 AES = [case for case in CASES if case.cipher.startswith("aes")]
 """ChaCha20-Poly1305 is in Wireshark from 4.2 on, which Debian 12 does not have."""

@@ -36,7 +36,7 @@ DOOR_MAC = "02:70:65:6c:00:01"
 POD_DEVICE = re.compile(r"pel[0-9a-f]{11}")
 
 PINNED_MAPS = (
-    "ipcache", "cluster_cidrs", "endpoints", "encrypt", "sa_out", "sa_in", "doors",
+    "ipcache", "cluster_cidrs", "endpoints", "encrypt", "sa_out", "sa_in", "others", "doors",
     "counts", "flows", "events", "lost_events",
 )  # fmt: skip
 

@@ -25,15 +25,19 @@ from pellicle.kernel.netns import Namespace
 from pellicle.kernel.nlsocket import NetlinkSocket, hear_only, open_socket
 from pellicle.wire import xfrm
 from pellicle.wire.nlmsg import Reply
-from pellicle.wire.xfrm import Policy, State, StateCounts, StateFlags, StateKey
+from pellicle.wire.xfrm import Place, Policy, State, StateCounts, StateFlags, StateKey
 
 _NETLINK_XFRM = 6
 _COUNTERS = Path("/proc/thread-self/net/xfrm_stat")
 _GROUPS = (2, 3, 4)  # XFRMNLGRP_EXPIRE, _SA, _POLICY
-_LOSSES = (
+LOSSES = (
     xfrm.XFRM_MSG_DELSA, xfrm.XFRM_MSG_UPDSA, xfrm.XFRM_MSG_FLUSHSA, xfrm.XFRM_MSG_EXPIRE,
     xfrm.XFRM_MSG_DELPOLICY, xfrm.XFRM_MSG_UPDPOLICY, xfrm.XFRM_MSG_FLUSHPOLICY,
     xfrm.XFRM_MSG_POLEXPIRE,
+)  # fmt: skip
+STATES = (
+    xfrm.XFRM_MSG_NEWSA, xfrm.XFRM_MSG_DELSA, xfrm.XFRM_MSG_UPDSA, xfrm.XFRM_MSG_FLUSHSA,
+    xfrm.XFRM_MSG_EXPIRE,
 )  # fmt: skip
 _RECEIVE_BYTES = 64 * 1024
 _DOCUMENTATION = {
@@ -83,6 +87,11 @@ class Xfrm(NetlinkSocket):
         """The states that a State can say, whoever made them."""
         return self.dump(xfrm.dump_states(), xfrm.read_state)
 
+    def others(self, if_id: int) -> set[Place]:
+        """Where ESP states are found that are not of this interface."""
+        found = self.dump(xfrm.dump_states(), xfrm.read_place)
+        return {place for place, own in found if own != if_id}
+
     def put_policies(self, policies: Iterable[Policy]) -> dict[Policy, OSError]:
         """Adds policies, or replaces those with their keys; answers those that failed."""
         return self._each(policies, xfrm.put_policy)
@@ -103,16 +112,22 @@ class Xfrm(NetlinkSocket):
 
 
 class XfrmChanges(Held):
-    """An endless asynchronous iterator: something was removed, replaced, flushed or has expired.
+    """An endless asynchronous iterator: something was removed, replaced, flushed or has expired, or
+    whatever else `kinds` says.
 
     What it was is not told, nor how many; whatever depends on it must be read anew. Requests of
     the sockets with a port in `own` do not count.
     """
 
-    def __init__(self, namespace: Namespace | None = None, own: Iterable[int] = ()) -> None:
+    def __init__(
+        self,
+        namespace: Namespace | None = None,
+        own: Iterable[int] = (),
+        kinds: Iterable[int] = LOSSES,
+    ) -> None:
         self._socket = open_socket(_NETLINK_XFRM, namespace)
         self._socket.setblocking(False)
-        hear_only(self._socket, _LOSSES, own)
+        hear_only(self._socket, kinds, own)
         self._socket.bind((0, sum(1 << group - 1 for group in _GROUPS)))
 
     def close(self) -> None:

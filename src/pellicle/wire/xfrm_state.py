@@ -23,6 +23,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass, field
 from enum import IntFlag
+from typing import NamedTuple
 
 from pellicle.wire import xfrm_frame as frame
 from pellicle.wire.netlink import Address
@@ -73,6 +74,13 @@ class StateFlags(IntFlag):
     ALIGN4 = 64
     ESN = 128
     """Sequence numbers of 64 bits, RFC 4303 §2.2.1."""
+
+
+class Place(NamedTuple):
+    """By what a receiver finds an SA (RFC 4301 §4.1)."""
+
+    destination: Address
+    spi: int
 
 
 class OffloadFlags(IntFlag):
@@ -182,6 +190,18 @@ def remove_state(key: StateKey) -> Request:
 def dump_states() -> Request:
     """Lists the states of ESP."""
     return Request(XFRM_MSG_GETSA, DUMP, u8(_XFRMA_PROTO, IPPROTO_ESP))
+
+
+def read_place(reply: Reply) -> tuple[Place, int] | None:
+    """Where a state of ESP is found, and its if_id, whatever else it is; None for other states."""
+    if len(reply.body) < _INFO.size:
+        raise Malformed(f"a state of {len(reply.body)} bytes")
+    _, destination, spi, protocol, *_, family, _, _, _ = _INFO.unpack_from(reply.body)
+    if protocol != IPPROTO_ESP or family not in FAMILY.values():
+        return None
+    found = attributes(reply.body, _INFO.size)
+    place = Place(frame.read_address(family, destination), int.from_bytes(spi))
+    return place, read_u32(found, frame.XFRMA_IF_ID)
 
 
 def read_state(reply: Reply) -> tuple[State, StateCounts] | None:
