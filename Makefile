@@ -43,7 +43,7 @@ test:
 	@$(MAKE) --no-print-directory check
 	$(PYTEST) tests/bpf
 	$(PYTEST) --durations=10 tests/net
-	@$(MAKE) --no-print-directory vm TEST='tests/vm/test_xfrm_states.py tests/vm/test_xfrm_traffic.py'
+	@$(MAKE) --no-print-directory vm TEST='tests/vm/test_xfrm_states.py tests/vm/test_xfrm_traffic.py tests/vm/test_flush.py tests/net/test_streams.py'
 
 vm:
 	@scripts/setup.sh test

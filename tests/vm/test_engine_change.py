@@ -75,7 +75,14 @@ def test_killed_agents_cost_nothing(make_lab: MakeLab, engine_: str, family: int
         assert_private(wire)
         assert wire.reuses() == ()
     assert outcome.is_intact
-    assert outcome.lost == 0, outcome
+    assert outcome.lost == 0, f"{outcome}\n{[_dropped(node) for node in NODES]}"
+
+
+def _dropped(node: LabNode) -> dict[str, int]:
+    """By name: what the datapath and the kernel's IPsec have dropped there."""
+    status = agents.status(node)
+    rows = (*status["drops"], *status["kernel_drops"])
+    return {row["reason"]: int(row["packets"]) for row in rows}
 
 
 def _engines() -> tuple[str, ...]:
