@@ -54,8 +54,8 @@ from pellicle.kernel.bpf import Object, RingBuffer, ensure_bpffs
 from pellicle.kernel.bpf.attach import Mode
 from pellicle.kernel.netlink import Netlink
 from pellicle.kernel.xfrm import Xfrm, XfrmChanges
-from pellicle.keys import secret as secrets
 from pellicle.keys.pairing import Keyring, LocalNode, ProbeKind
+from pellicle.keys.secret import SecretError, no_secret
 from pellicle.pods import PodPorts
 from pellicle.serve import CallError, Request, listen, serve
 from pellicle.sources import systemd, uplink
@@ -64,7 +64,7 @@ from pellicle.sources.cni_spec import CniError
 from pellicle.sources.directory import Directory
 from pellicle.sources.links import links, snapshot
 from pellicle.sources.record import RecordTarget
-from pellicle.sources.secrets import SecretFileError, read_secret
+from pellicle.sources.secrets import SecretFile, SecretFileError
 from pellicle.table import Reconciler, Table, derive, reconcile
 from pellicle.tables import Tables
 
@@ -88,7 +88,8 @@ class Agent:
         self._tables = Tables()
         self._netlink = Netlink()
         self._uplink = uplink.find(self._netlink, config.uplink, config.addresses)
-        secret = self._secret()
+        path = config.psk_file if config.enable_encrypt_l3 else None
+        self._secrets = None if path is None else SecretFile(path)
         self._choice = engine.choose_for(config)
         self._socket = listen(config.run_dir / "agent.sock")
         self._bpf = self._load()
@@ -104,7 +105,7 @@ class Agent:
         self._programs = ProgramTarget(self._bpf, config.bpffs / "links", mode.get(config.attach))
         self._states = States.open(self._uplink.name, config.ipsec_offload)
         self._sas = SaTarget(self._bpf, self._states)
-        self._keying = None if secret is None else self._make_keying(secret)
+        self._keying = self._make_keying() if config.enable_encrypt_l3 else None
         self._hooks = self._reconciler(self._tables.hooks, self._programs, self._tables.hooks_up)
         self._cni = Cni(
             self._name,
@@ -172,6 +173,8 @@ class Agent:
         t.rules.replace(route.rules())
         yield derive(t.routes, route.routes, [t.nodes, t.links, t.paths, t.encrypt_up])
         yield self._keying.run()
+        if self._secrets is not None:
+            yield self._follow_secrets(self._secrets, self._keying)
         yield self._watch_counters(self._keying)
 
     def _kernel_ipsec(self) -> Iterable[Coroutine[Any, Any, None]]:
@@ -264,23 +267,24 @@ class Agent:
 
     # --- keys ---------------------------------------------------------------------------------
 
-    def _secret(self) -> secrets.Secret | None:
-        if not self._config.enable_encrypt_l3:
-            return None
-        assert self._config.psk_file is not None
-        return secrets.parse(read_secret(self._config.psk_file))
+    async def _follow_secrets(self, file: SecretFile, keying: Keying) -> None:
+        async for known in file.changes():
+            log.info("pre-shared secrets changed", fingerprints=[s.fingerprint for s in known])
+            keying.know(known)
 
-    def _make_keying(self, secret: secrets.Secret) -> Keying:
+    def _make_keying(self) -> Keying:
         t, config = self._tables, self._config
+        known = (no_secret(),) if self._secrets is None else self._secrets.now
         ring = Keyring(
             LocalNode(self._name, self._uplink.addresses),
-            secret,
+            known,
             os.urandom,
             ciphers=self._choice.ciphers,
             engine=self._choice.engine,
             drain_seconds=config.drain_seconds,
             packet_limit=config.sa_packet_limit,
             outer_family=str(config.outer_family),
+            lifetime_seconds=config.key_lifetime,
         )
         return Keying(
             ring, self._name, t.nodes, t.sas_up, t.encrypt_up, t.passable, t.sas, t.sends, t.peers,
@@ -340,7 +344,8 @@ class Agent:
         )  # fmt: skip
 
     def _all_rejected(self) -> tuple[Rejected, ...]:
-        return (*self._rejected, *self._pending)
+        of_secrets = self._secrets.rejected if self._secrets else ()
+        return (*self._rejected, *self._pending, *of_secrets)
 
     def _problems(self) -> Iterable[str]:
         if self._directory.problem:
@@ -385,7 +390,7 @@ async def run(config: Config) -> None:
     logs.configure(config.log_level, config.log_format)
     try:
         agent = Agent(config)
-    except (uplink.NoUplink, SecretFileError, secrets.SecretError, Unsupported, OSError) as error:
+    except (uplink.NoUplink, SecretFileError, SecretError, Unsupported, OSError) as error:
         raise CannotStart(str(error)) from error
     work = asyncio.ensure_future(agent.run())
     loop = asyncio.get_running_loop()

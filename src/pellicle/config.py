@@ -23,6 +23,7 @@ from pellicle.settings import (
     CipherChoice,
     EngineChoice,
     IpsecOffload,
+    KeyMode,
     LogFormat,
     LogLevel,
     OuterFamily,
@@ -94,11 +95,13 @@ class Config:
     addresses: tuple[Address, ...]
     pod_cidrs: tuple[Network, ...]
     cluster_cidrs: tuple[Network, ...]
+    key_mode: KeyMode
     psk_file: Path | None
     run_dir: Path
     bpffs: Path
     route_table: int
     drain_seconds: float
+    key_lifetime: float
     sa_packet_limit: int
     flow_interval: float
     refresh_seconds: float
@@ -109,6 +112,13 @@ class Config:
     origins: Mapping[str, str] = field(
         default_factory=lambda: MappingProxyType({}), compare=False, repr=False
     )
+
+    @property
+    def trust(self) -> KeyMode:
+        """The mode of the keys, no longer auto."""
+        if self.key_mode is not KeyMode.AUTO:
+            return self.key_mode
+        return KeyMode.CLUSTER if self.psk_file is None else KeyMode.PSK
 
     def explain(self) -> tuple[Explained, ...]:
         """Each setting, its value, and where it came from."""
@@ -249,9 +259,10 @@ def _contradictions(config: Config) -> Iterator[str]:
     def about(name: str, why: str) -> str:
         return f"{name} (from {config.origins.get(name, _DEFAULT)}): {why}"
 
-    if config.enable_encrypt_l3 and config.psk_file is None:
-        fix = "name the file with the shared secret (--psk-file)"
-        yield about("psk_file", f"not set, but enable_encrypt_l3 is: {fix}")
+    if (config.psk_file is None) == (config.trust is KeyMode.PSK):
+        needs = {KeyMode.PSK: "not set, but", KeyMode.CLUSTER: "set, but no secret is used:"}
+        fix = "name the file with the shared secret, or leave key_mode away"
+        yield about("psk_file", f"{needs[config.trust]} key_mode is {config.trust}: {fix}")
     if config.enable_encrypt_l3 and not config.cluster_cidrs:
         why = "without them an unknown pod would be taken for the outside world"
         yield about("cluster_cidrs", f"not set, but enable_encrypt_l3 is: {why}")

@@ -44,6 +44,14 @@ class IpsecOffload(StrEnum):
     OFF = "off"
 
 
+class KeyMode(StrEnum):
+    """What proves that a node's offers of keys are its own."""
+
+    AUTO = "auto"
+    CLUSTER = "cluster"
+    PSK = "psk"
+
+
 class Attach(StrEnum):
     """How programs are hung on devices."""
 
@@ -249,9 +257,16 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         "CIDR,…",
         is_list=True,
     ),
+    _choice(
+        "key_mode",
+        "Who is believed: whoever may write records (cluster), or whoever shares a secret (psk); "
+        "auto: psk with a psk_file.",
+        KeyMode,
+        KeyMode.AUTO,
+    ),
     Setting(
         "psk_file",
-        "The file with the secret that all nodes share; mode 0600.",
+        "The file with the secret that all nodes share; mode 0600. It is followed.",
         _path,
         None,
         "FILE",
@@ -264,6 +279,13 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         "How long replaced keys still decrypt.",
         _seconds(0, 3600),
         "10s",
+        "TIME",
+    ),
+    Setting(
+        "key_lifetime",
+        "How long keys are used, less up to a fifth at random.",
+        _seconds(1, 30 * 86400),
+        "1h",
         "TIME",
     ),
     Setting(

@@ -11,7 +11,7 @@ The only decisions here are when to ask: at each change, each event, and when th
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -21,6 +21,7 @@ from pellicle.encryption.table import EncryptKey, EncryptRow
 from pellicle.facts import Engine, Node, NodeName, Offer, PairId
 from pellicle.keys.pairing import KeyPlan, Keyring, PeerKeys, ProbeKind, Sa, SaKey
 from pellicle.keys.rows import Direction, Send
+from pellicle.keys.secret import Secret
 from pellicle.table import Table
 
 SETTLE_SECONDS = 0.02
@@ -61,6 +62,16 @@ class Keying:
     def spent(self, pair: PairId) -> None:
         """An outbound SA of `pair` nears its last sequence number."""
         self.ring.spent(pair)
+        self._event.set()
+
+    def know(self, secrets: Sequence[Secret]) -> None:
+        """The pre-shared secrets are these now."""
+        self.ring.know(secrets)
+        self._event.set()
+
+    def rotate(self) -> None:
+        """New keys with everybody, as soon as the last rotation is over."""
+        self.ring.rotate()
         self._event.set()
 
     async def run(self) -> None:

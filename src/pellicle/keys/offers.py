@@ -14,7 +14,7 @@ All integers are big endian. The proof key is derived from the pre-shared secret
 from __future__ import annotations
 
 import hmac
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
@@ -94,6 +94,17 @@ def verify_psk(secret: Secret, node: NodeName, offer: Offer) -> str | None:
     if not hmac.compare_digest(prove_psk(secret, node, offer), offer.proof):
         return "the proof does not verify: another pre-shared secret, or a forged record"
     return None
+
+
+def prover(secrets: Iterable[Secret], node: NodeName, offer: Offer) -> tuple[Secret | None, str]:
+    """The secret with which `offer` is proven, or why it is with none of them."""
+    why = "no secret is known"
+    for secret in secrets:
+        found = verify_psk(secret, node, offer)
+        if found is None:
+            return secret, ""
+        why = found
+    return None, why
 
 
 def fingerprint(offer: Offer) -> str:

@@ -10,11 +10,11 @@ makes no new pair, but the SAs that it once made may still carry traffic.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from pellicle.facts import Epoch, NodeName, Offer, PairId, Rejected
-from pellicle.keys.offers import LAST_EPOCH, MOST_OFFERS, NONCE_BYTES, OwnOffer, verify_psk
+from pellicle.keys.offers import LAST_EPOCH, MOST_OFFERS, NONCE_BYTES, OwnOffer, prover
 from pellicle.keys.secret import Secret
 
 PUBLISH_SECONDS = 5.0
@@ -33,6 +33,8 @@ class Own:
     offer: Offer
     half: OwnOffer | None
     """None: found in the record."""
+    secret: Secret
+    """It is proven with."""
     made_at: float
     published_at: float | None = None
     used: set[PairId] = field(default_factory=set)
@@ -45,32 +47,31 @@ class OwnOffers:
     def __init__(
         self,
         node: NodeName,
-        secret: Secret,
+        secrets: Sequence[Secret],
         random: Callable[[int], bytes],
         published: Iterable[Offer],
         standing_epochs: set[Epoch],
     ) -> None:
-        self._node, self._secret, self._random = node, secret, random
+        """`secrets`: what is proven with any of them may be ours."""
+        self._node, self._random = node, random
         self._boot_nonce = random(NONCE_BYTES)
         self._standing_epochs = standing_epochs
         self.rejected: list[Rejected] = []
-        found = [offer for offer in published if self._is_ours(offer)]
-        self.all = [
-            Own(offer, None, float("-inf"), float("-inf"))
-            for offer in sorted(found, key=lambda offer: offer.epoch)[-MOST_OFFERS:]
-        ]
-        self._last_epoch = max((0, *standing_epochs, *(offer.epoch for offer in found)))
+        found = [own for offer in published if (own := self._found(offer, secrets))]
+        self.all = sorted(found, key=lambda own: own.offer.epoch)[-MOST_OFFERS:]
+        self._last_epoch = max((0, *standing_epochs, *(own.offer.epoch for own in found)))
         self._pause = FIRST_PAUSE_SECONDS
         self._next_at = float("-inf")
         self.version = 0
         """Changes with the offers."""
 
-    def _is_ours(self, offer: Offer) -> bool:
-        why = verify_psk(self._secret, self._node, offer)
-        if why:
-            source = f"own record of node {self._node}"
-            self.rejected.append(Rejected(source, f"offer {offer.epoch}", why))
-        return why is None
+    def _found(self, offer: Offer, secrets: Sequence[Secret]) -> Own | None:
+        secret, why = prover(secrets, self._node, offer)
+        if secret is not None:
+            return Own(offer, None, secret, float("-inf"), float("-inf"))
+        source = f"own record of node {self._node}"
+        self.rejected.append(Rejected(source, f"offer {offer.epoch}", why))
+        return None
 
     @property
     def newest(self) -> Own | None:
@@ -91,22 +92,22 @@ class OwnOffers:
         """When the next one may be made."""
         return self._next_at
 
-    def make(self, now: float, *, is_forced: bool) -> None:
-        """A new offer, not yet published; a rotation under way ends.
+    def make(self, now: float, secret: Secret, *, is_forced: bool) -> None:
+        """A new offer, proven with this secret and not yet published; a rotation under way ends.
 
         `is_forced`: a pair broke, which may happen again and again.
         """
         if self.newest and self.is_full:
             self.withdraw_oldest()
         epoch = Epoch(self._last_epoch % LAST_EPOCH + 1)
-        half = OwnOffer.make(self._node, epoch, self._boot_nonce, self._random, self._secret)
+        half = OwnOffer.make(self._node, epoch, self._boot_nonce, self._random, secret)
         if now >= self._next_at + LAST_PAUSE_SECONDS:
             self._pause = FIRST_PAUSE_SECONDS
         self._next_at = now + self._pause
         if is_forced:
             self._pause = min(2 * self._pause, LAST_PAUSE_SECONDS)
         self._last_epoch = epoch
-        self.all.append(Own(half.offer, half, now))
+        self.all.append(Own(half.offer, half, secret, now))
         self.version += 1
 
     def publish(self, now: float) -> None:

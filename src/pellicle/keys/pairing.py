@@ -13,6 +13,7 @@ See pair.py for the life of a pair, own.py for that of our offers, peer.py for t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 
 from pellicle.facts import Address, Cipher, Engine, Node, NodeName, Offer, PairId, Rejected
@@ -44,8 +45,12 @@ __all__ = [
 
 DERIVATIONS_PER_PLAN = 512
 """More would hold up everything else for too long; the rest follows in the next plan."""
-LIFETIME_SECONDS = 86400.0
+LIFETIME_SECONDS = 3600.0
 """Of an offer, before the next one is made."""
+JITTER = 0.2
+"""Of it, at random: nodes that started together do not go on together."""
+GRACE_SECONDS = 3600.0
+"""How long a secret that was replaced is still good: other nodes' files change later."""
 PROBED_SA = 0
 """One SA answers for all of its pair."""
 
@@ -56,7 +61,7 @@ class Keyring:
     def __init__(
         self,
         node: LocalNode,
-        secret: Secret,
+        secrets: Sequence[Secret],
         random: Callable[[int], bytes],
         *,
         ciphers: Sequence[Cipher],
@@ -66,9 +71,15 @@ class Keyring:
         outer_family: str = "auto",
         lifetime_seconds: float = LIFETIME_SECONDS,
     ) -> None:
-        """`ciphers`: what `engine`, which has the SAs of all new pairs, can and may use."""
+        """`secrets`: our offers are proven with the first, and others' may be with any.
+
+        `ciphers`: what `engine`, which has the SAs of all new pairs, can and may use.
+        """
         self._local = node
-        self._rules = Rules(node, secret, tuple(ciphers), outer_family)
+        self._secrets = tuple(secrets)
+        self._leaving: dict[Secret, float | None] = {}
+        """Secrets that were replaced, and when: None until the next plan."""
+        self._rules = Rules(node, self._secrets, tuple(ciphers), outer_family)
         self._engine = engine
         self._random = random
         self._drain = drain_seconds
@@ -93,7 +104,7 @@ class Keyring:
         rows = list(standing)
         self._pairs = adopted(rows)
         epochs = {pair.local_epoch for pair in self._pairs.values()}
-        self._own = OwnOffers(self._local.name, self._rules.secret, self._random, published, epochs)
+        self._own = OwnOffers(self._local.name, self._secrets, self._random, published, epochs)
         for pair in self._pairs.values():
             self._slots.keep(pair.slot)
             stray = self._strays.setdefault(pair.node, Peer(NodeName(str(pair.node))))
@@ -194,12 +205,47 @@ class Keyring:
         """Make a new offer as soon as the last rotation is over."""
         self._must_rotate = True
 
+    def know(self, secrets: Sequence[Secret]) -> None:
+        """The secrets are these from now on; whoever still has those before is heard for a while.
+
+        A new offer follows if ours are to be proven with another one.
+        """
+        before = {each.fingerprint: each for each in self._rules.secrets}
+        now = tuple(before.get(each.fingerprint, each) for each in secrets)
+        if now == self._secrets:
+            return
+        self._must_rotate |= now[0] is not self._secrets[0]
+        gone = dict.fromkeys(each for each in self._secrets if each not in now)
+        self._leaving = {
+            secret: since for secret, since in (gone | self._leaving).items() if secret not in now
+        }
+        self._secrets = now
+        self._judge_anew()
+
+    def _judge_anew(self) -> None:
+        """Every record, by the secrets that are good now."""
+        good = (*self._secrets, *self._leaving)
+        self._rules = replace(self._rules, secrets=good)
+        for peer in self._peers.values():
+            if peer.node is not None and not peer.is_refused:
+                peer.record = read_record(peer.node, self._rules)
+
+    def _forget_secrets(self, now: float) -> None:
+        """Those that were replaced long ago."""
+        for secret, since in list(self._leaving.items()):
+            if since is None:
+                self._leaving[secret] = now
+            elif now >= since + GRACE_SECONDS:
+                del self._leaving[secret]
+                self._judge_anew()
+
     # --- what ought to be ---------------------------------------------------------------------
 
     def plan(self, now: float) -> KeyPlan:
         """What ought to be, given all that was said. Probes in it count as sent."""
         assert self._own, "start() comes first"
         own = self._own
+        self._forget_secrets(now)
         sending = self._sending
         if sending is None:
             sending = frozenset(pair.id for pair in self._chosen().values())
@@ -241,7 +287,7 @@ class Keyring:
             is_broken = self._is_broken(own)
             if self._must_make(own, is_broken, now):
                 self._must_rotate = False
-                own.make(now, is_forced=is_broken)
+                own.make(now, self._secrets[0], is_forced=is_broken)
             elif not self._advance(own, now):
                 return
 
@@ -265,8 +311,13 @@ class Keyring:
             return True
         if newest.published_at is None or now < own.next_at:
             return False
-        is_old = now >= newest.made_at + self._lifetime
+        is_old = now >= newest.made_at + self._lifetime_of(newest)
         return is_broken or (not own.is_full and (self._must_rotate or is_old))
+
+    def _lifetime_of(self, own: Own) -> float:
+        """Cut short by a part that is the offer's own: its public key is as good as dice."""
+        part = int.from_bytes(own.offer.public_key[-5:-1]) / 2**32
+        return self._lifetime * (1 - JITTER * part)
 
     def _derive(self, peer: Peer, own: Own, offer: Offer, id_: PairId) -> int:
         """Plan a pair that never was; how many derivations it took."""
@@ -274,7 +325,7 @@ class Keyring:
             return 0
         own.used.add(id_)
         address = peer.node.addresses[0]
-        prk = extract(self._rules.secret, own.half, offer)
+        prk = extract(own.secret, own.half, offer)
         terms = Terms(
             id_, address, self._engine, peer.cipher, self._slots.take(), self._packet_limit
         )
@@ -379,11 +430,12 @@ class Keyring:
             return
         dues = [newest.made_at + PUBLISH_SECONDS]
         if newest.published_at is not None:
-            dues = [max(newest.made_at + self._lifetime, own.next_at)]
+            dues = [max(newest.made_at + self._lifetime_of(newest), own.next_at)]
             if own.is_full:
                 dues.append(newest.published_at + ROTATION_SECONDS)
             if self._must_rotate or self._is_broken(own):
                 dues.append(own.next_at)
+        dues.extend(since + GRACE_SECONDS for since in self._leaving.values() if since is not None)
         for peer in (*self._peers.values(), *self._strays.values()):
             dues.extend(peer.wakes(self._drain, sending))
         yield from (due for due in dues if due > now)

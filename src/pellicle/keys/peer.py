@@ -14,10 +14,11 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
+from typing import NamedTuple
 
 from pellicle.facts import Address, Cipher, Node, NodeName, Offer, PairId, Rejected
 from pellicle.keys.derivation import End, best_cipher, pair_id
-from pellicle.keys.offers import MOST_OFFERS, verify_psk
+from pellicle.keys.offers import MOST_OFFERS, prover
 from pellicle.keys.own import Own
 from pellicle.keys.pair import Pair
 from pellicle.keys.rows import LocalNode, PeerKeys, PeerState
@@ -34,19 +35,28 @@ class Rules:
     """What this node asks of a peer's record."""
 
     local: LocalNode
-    secret: Secret
+    secrets: tuple[Secret, ...]
+    """Whatever is proven with one of them is good."""
     ciphers: Collection[Cipher]
     """Those that we can use."""
     family: str
     """Of the outer addresses: "4", "6" or "auto" (IPv4 where both nodes have it)."""
 
 
+class Proven(NamedTuple):
+    """A verified offer."""
+
+    offer: Offer
+    secret: Secret
+    """It is proven with."""
+
+
 @dataclass(frozen=True, slots=True)
 class Record:
     """What a peer's record is good for."""
 
-    offers: tuple[Offer, ...] = ()
-    """Verified, oldest first."""
+    offers: tuple[Proven, ...] = ()
+    """Oldest first."""
     outer: tuple[Address, Address] | None = None
     """Ours and the peer's."""
     cipher: Cipher | None = None
@@ -78,9 +88,15 @@ def read_record(node: Node, rules: Rules) -> Record:
         )
         rejected = (Rejected(source, "offers", why),)
         return Record(state=PeerState.UNVERIFIED, why=why, rejected=rejected)
-    reasons = {offer: verify_psk(rules.secret, node.name, offer) for offer in node.offers}
-    good = tuple(sorted((o for o, why in reasons.items() if not why), key=lambda o: o.epoch))
-    bad = tuple(Rejected(source, f"offer {o.epoch}", why) for o, why in reasons.items() if why)
+    judged = [(offer, *prover(rules.secrets, node.name, offer)) for offer in node.offers]
+    good = tuple(
+        Proven(offer, secret)
+        for offer, secret, _ in sorted(judged, key=lambda row: row[0].epoch)
+        if secret is not None
+    )
+    bad = tuple(
+        Rejected(source, f"offer {offer.epoch}", why) for offer, secret, why in judged if not secret
+    )
     if good:
         return Record(good, outer, cipher, rejected=bad)
     return Record(state=PeerState.UNVERIFIED, why=bad[-1].why, rejected=bad)
@@ -135,7 +151,7 @@ class Peer:
         self.best, self.todo = None, []
         live = set()
         for own in owns:
-            for offer in self.record.offers:
+            for offer in (each.offer for each in self.record.offers if each.secret is own.secret):
                 self.best = pair_id(self.cipher, *self.ends(local, own, offer))
                 live.add(self.best)
                 if own.half:
@@ -272,6 +288,10 @@ class Peer:
                 if wake is not None:
                     yield wake
 
+    def knows(self, secret: Secret) -> bool:
+        """Whether some offer of it is proven with this secret."""
+        return any(each.secret is secret for each in self.record.offers)
+
     def has_moved(self, own: Own) -> bool:
         """Whether the peer is known to send on a pair of `own`."""
         return any(pair.own is own and pair.is_answered for pair in self.pairs.values())
@@ -320,6 +340,9 @@ class Peer:
             return PeerState.READY, f"{offers}; {waits}" if waits else offers
         if waits:
             return PeerState.CONFIRMING, waits
+        if not self.live:
+            why = "its offers are proven with another line of the pre-shared secret than ours"
+            return PeerState.UNVERIFIED, why
         best = self.pairs.get(self.best) if self.best is not None else None
         if best is None or best.is_lost:
             return PeerState.CONFIRMING, "these offers were in use before; a new one is needed"

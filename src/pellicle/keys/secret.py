@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pre-shared secret: its text forms, and the keys that are derived from it.
+"""The pre-shared secrets: their text forms, and the keys that are derived from them.
 
-One line of text, in one of these forms (blank lines and lines that begin with # are skipped):
+A line for each, in one of these forms (blank lines and lines that begin with # are skipped):
 
     3 rfc4106(gcm(aes)) <40 hex digits> 128             as Cilium's Kubernetes secret has it
     3+ hmac(sha256) 0x<hex digits> cbc(aes) 0x<hex digits>
@@ -9,7 +9,8 @@ One line of text, in one of these forms (blank lines and lines that begin with #
     <base64 of 32 bytes or more>                        the same, as base64
 
 The cipher that a classic line names is not used: its key bytes are the secret, nothing else.
-A second key is refused for now. No error ever quotes the text.
+This node's offers are proven with the first line; whatever is proven with any of them is good. A
+line that is wrong is left out and named. No error ever quotes the text.
 """
 
 from __future__ import annotations
@@ -64,8 +65,21 @@ class Secret:
         )
 
 
+def no_secret() -> Secret:
+    """What stands for one where none is shared: known to everybody, its proofs prove nothing."""
+    return Secret.derive(b"pellicle: whoever may write a record is believed")
+
+
 def parse(text: str | bytes) -> Secret:
-    """The secret that `text` (the whole content of the file) holds."""
+    """The first secret that `text` (the whole content of the file) holds."""
+    return parse_all(text)[0][0]
+
+
+def parse_all(text: str | bytes) -> tuple[tuple[Secret, ...], tuple[SecretError, ...]]:
+    """The secrets that `text` holds, in its order, and what is wrong with the other lines.
+
+    SecretError when there is none.
+    """
     if isinstance(text, bytes):
         try:
             text = text.decode("ascii")
@@ -79,13 +93,27 @@ def parse(text: str | bytes) -> Secret:
     ]
     if not lines:
         raise SecretError("the pre-shared secret is empty")
-    if len(lines) > 1:
-        cause = "a second key; only one key at a time is supported, leave the newest line"
-        raise _wrong(lines[1][0], cause)
-    number, words = lines[0]
+    found: dict[str, Secret] = {}
+    wrong: list[SecretError] = []
+    for number, words in lines:
+        try:
+            secret = _read(number, words, {each.key_id for each in found.values()})
+        except SecretError as error:
+            wrong.append(error)
+        else:
+            found.setdefault(secret.fingerprint, secret)
+    if not found:
+        raise wrong[0]
+    return tuple(found.values()), tuple(wrong)
+
+
+def _read(number: int, words: list[str], taken: set[int | None]) -> Secret:
     if len(words) == 1:
         return Secret.derive(_plain(number, words[0]))
-    return _classic(number, words)
+    secret = _classic(number, words)
+    if secret.key_id is not None and secret.key_id in taken:
+        raise _wrong(number, f"the key id {secret.key_id} is another line's already")
+    return secret
 
 
 def _wrong(line: int, cause: str) -> SecretError:

@@ -1,20 +1,70 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading a secret from a file that nobody else can read; anything looser is refused.
+"""Secrets from a file that nobody else can read, followed; anything looser is refused.
 
-What is wrong with the file is said in words; what is in it never appears in them.
+The path is looked at each second, links and all: editors replace files, and a mounted Kubernetes
+secret is a link into a folder that is turned over as a whole. What is wrong with the file is said
+in words; what is in it never appears in them.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
 import stat
+from collections.abc import AsyncIterator
 from pathlib import Path
 
+from pellicle.facts import Rejected
+from pellicle.keys.secret import Secret, SecretError, parse_all
+
 MAX_SECRET = 4096
+LOOK_SECONDS = 1.0
 
 
 class SecretFileError(Exception):
     """The file is there but must not, or cannot, be used as a secret. Says what to do."""
+
+
+class SecretFile:
+    """All secrets in a file, one on each line; `now` is what it held when it last held any."""
+
+    def __init__(self, path: Path) -> None:
+        """SecretFileError, SecretError or OSError when there is nothing to begin with."""
+        self.path = path
+        self.rejected: tuple[Rejected, ...] = ()
+        """What is wrong with it now, by line."""
+        self._seen = _look(path)
+        self.now = self._read()
+
+    async def changes(self) -> AsyncIterator[tuple[Secret, ...]]:
+        """What it holds, each time that it is another file, or has another content; without end."""
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            seen = _look(self.path)
+            if seen == self._seen:
+                continue
+            self._seen = seen
+            try:
+                self.now = self._read()
+            except (SecretFileError, SecretError, OSError) as error:
+                why = f"{error}; the secrets of before stay in use"
+                self.rejected = (Rejected(str(self.path), "secrets", why),)
+                continue
+            yield self.now
+
+    def _read(self) -> tuple[Secret, ...]:
+        found, wrong = parse_all(read_secret(self.path))
+        self.rejected = tuple(Rejected(str(self.path), "secrets", str(each)) for each in wrong)
+        return found
+
+
+def _look(path: Path) -> tuple[int, ...] | None:
+    """What differs when the file is another one, or its content is."""
+    try:
+        seen = path.stat()
+    except OSError:
+        return None
+    return seen.st_dev, seen.st_ino, seen.st_mtime_ns, seen.st_size, seen.st_mode, seen.st_uid
 
 
 def read_secret(path: Path) -> bytes:

@@ -14,10 +14,12 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cache
 from ipaddress import IPv4Address, ip_address
 
 from pellicle.facts import Address, Cipher, Engine, Node, NodeName, Offer, PairId
 from pellicle.keys.derivation import best_cipher
+from pellicle.keys.offers import prover
 from pellicle.keys.pairing import Direction, KeyPlan, Keyring, LocalNode, Sa, SaKey, Send
 from pellicle.keys.secret import Secret
 from pellicle.table import Reconciler, Table
@@ -26,7 +28,6 @@ from .kernels import BrokenPromiseError, EncryptMap, Kernel, Packet, SaMap, Worl
 
 DRAIN = 10.0
 REFRESH = 30.0
-SECRET = Secret.derive(bytes(range(32)))
 
 
 @dataclass(frozen=True)
@@ -71,13 +72,15 @@ class Member:
     addresses: tuple[Address, ...]
     kernel: Kernel
     kit: Kit = BPF
+    generation: int = 0
+    """Of the pre-shared secret in its file."""
     agent: Agent | None = None
     view: dict[NodeName, Node] = field(default_factory=dict)
 
     def start(self, found: tuple[Offer, ...]) -> None:
         """The agent starts and finds `found` in its own record."""
         ring = Keyring(
-            LocalNode(self.name, self.addresses), SECRET, self.world.dice.randbytes,
+            LocalNode(self.name, self.addresses), self.secrets, self.world.dice.randbytes,
             ciphers=self.kit.ciphers, engine=self.kit.engine, drain_seconds=DRAIN,
         )  # fmt: skip
         sas: Reconciler[SaKey, Sa] = Reconciler(
@@ -91,6 +94,17 @@ class Member:
         encrypt.refresh()
         ring.start(found, sas.applied.rows.values())
         self.agent = Agent(ring, sas, encrypt)
+
+    @property
+    def secrets(self) -> list[Secret]:
+        """The new one first, beside the one before."""
+        return [secret_of(n) for n in range(self.generation, max(-1, self.generation - 2), -1)]
+
+    def roll(self, generation: int) -> None:
+        """Its file has the secret of this generation now."""
+        self.generation = generation
+        if self.agent:
+            self.agent.ring.know(self.secrets)
 
     def step(self, dies_after: int | None = None) -> None:
         """One round of the agent; what it does with a plan it does in any order, or dies."""
@@ -209,12 +223,16 @@ class Cluster(World):
         known = {
             node.addresses[0]
             for name, node in member.view.items()
-            if node.offers
+            if any(self.is_good(member, node, offer) for offer in node.offers)
             and node in self.directory[name]
             and best_cipher(member.kit.ciphers, node.ciphers)
         }
         if any(other.addresses[0] not in known for other in self.others(member)):
             member.kernel.excused |= set(keys)
+
+    def is_good(self, member: Member, node: Node, offer: Offer) -> bool:
+        """Whether a secret in its file proves it."""
+        return prover(member.secrets, node.name, offer)[0] is not None
 
     def others(self, member: Member) -> list[Member]:
         return [other for other in self.members.values() if other is not member]
@@ -260,6 +278,12 @@ class Cluster(World):
         for member in self.members.values():
             for other in self.others(member):
                 member.check_sends(other)
+
+    def agree_on_a_secret(self) -> None:
+        """Every file has the newest one."""
+        newest = max(member.generation for member in self.members.values())
+        for member in self.members.values():
+            member.roll(newest)
 
     def settle(self, seconds: float = 2000.0) -> None:
         """Nothing happens any more but what the agents do; stops early when they all rest."""
@@ -311,6 +335,12 @@ class Cluster(World):
         assert other.kernel.encrypt[one.addresses[0]].pair == keys.pair, says
         assert left == {keys.pair}, f"{says}: {len(left)} pairs are left"
         assert len(mine) == 1, f"{one.name} still publishes {len(mine)} offers"
+
+
+@cache
+def secret_of(generation: int) -> Secret:
+    """The pre-shared one of that generation: the same object each time, as if read once."""
+    return Secret.derive(b"secret %d of this cluster, all of it" % generation)
 
 
 def cluster_of(count: int, seed: int = 0) -> Cluster:

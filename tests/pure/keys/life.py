@@ -61,7 +61,7 @@ def ring_of(
     engine: Engine = Engine.BPF,
     **others: Any,
 ) -> Keyring:
-    return Keyring(LocalNode(ME, at), SECRET, DICE, ciphers=ciphers, engine=engine, **others)
+    return Keyring(LocalNode(ME, at), [SECRET], DICE, ciphers=ciphers, engine=engine, **others)
 
 
 @dataclass

@@ -93,6 +93,13 @@ class AnyLife(RuleBasedStateMachine):
         if agent:
             agent.ring.rotate()
 
+    @rule(number=MEMBERS)
+    def roll(self, number: int) -> None:
+        """A new secret reaches one node's file, at most one step ahead of all others'."""
+        member = self.member(number)
+        last = min(each.generation for each in self.world.members.values())
+        member.roll(min(member.generation, last) + 1)
+
     @rule(number=MEMBERS, other=MEMBERS)
     def spend(self, number: int, other: int) -> None:
         member = self.member(number)
@@ -197,6 +204,7 @@ class AnyLife(RuleBasedStateMachine):
             if member.agent is None:
                 versions = self.world.directory[member.name]
                 member.start(versions[-1].offers if versions else ())
+        self.world.agree_on_a_secret()
         self.world.settle()
         self.world.check_settled()
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pellicle.keys.secret import Secret, SecretError, parse
+from pellicle.keys.secret import Secret, SecretError, parse, parse_all
 
 BYTES = bytes(range(1, 33))
 MANY = bytes(range(190, 256))
@@ -39,7 +39,6 @@ ACCEPTED = {
 REFUSED = {
     "nothing": ("", "is empty"),
     "only comments": ("# nothing here\n\n", "is empty"),
-    "two keys": (f"{HEX}\n{GCM}{GCM}", "line 2 of the pre-shared secret: a second key"),
     "too short": ("00112233", "4 bytes; at least 32 random ones are needed"),
     "a passphrase": ("correct-horse-battery!", "neither hex nor base64"),
     "odd hex": (HEX[:-1], "an odd number of hex digits (63)"),
@@ -101,3 +100,28 @@ def test_whatever_is_given_is_taken_or_refused_and_never_quoted(text: str | byte
 def test_no_error_quotes_a_key(digits: str) -> None:
     for text in (digits, f"3 rfc4106(gcm(aes)) {digits} 128", f"3 x {digits} y {digits} z"):
         assert digits not in refusal(text)
+
+
+def test_lines_keep_their_order_and_count_once() -> None:
+    old, new = f"3 rfc4106(gcm(aes)) {GCM} 128", HEX
+    found, wrong = parse_all(f"# the new one first\n{new}\n\n{old}\n{new}\n")
+    assert [each.fingerprint for each in found] == [
+        parse(new).fingerprint,
+        parse(old).fingerprint,
+    ]
+    assert [each.key_id for each in found] == [None, 3]
+    assert wrong == ()
+
+
+def test_a_line_that_is_wrong_is_named_and_the_others_are_good() -> None:
+    again = f"3 rfc4106(gcm(aes)) {GCM[::-1]} 128"
+    text = f"3 rfc4106(gcm(aes)) {GCM} 128\n00112233\n{again}\n{HEX}"
+    found, wrong = parse_all(text)
+    assert [each.fingerprint for each in found] == [
+        parse(f"3 rfc4106(gcm(aes)) {GCM} 128").fingerprint,
+        parse(HEX).fingerprint,
+    ]
+    assert ["line 2 of" in str(wrong[0]), "line 3 of" in str(wrong[1])] == [True, True]
+    assert "the key id 3 is another line's already" in str(wrong[1])
+    with pytest.raises(SecretError, match="line 1 of"):
+        parse_all("00112233\n4455")
