@@ -50,6 +50,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="samples of sizes, shorter transfers, thinner loads: for a machine that is slow",
     )
 
+    group.addoption(
+        "--rotate-for",
+        type=float,
+        default=20.0,
+        metavar="SECONDS",
+        help="how long keys change every few seconds under load, in tests/net/test_rotation.py",
+    )
+
 
 def pytest_configure(config: pytest.Config) -> None:
     if (factor := config.getoption("patience")) is not None:

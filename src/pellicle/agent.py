@@ -12,10 +12,12 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping
+from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
+import msgspec
 import structlog
 
 from pellicle import logs
@@ -54,6 +56,7 @@ from pellicle.kernel.bpf import Object, RingBuffer, ensure_bpffs
 from pellicle.kernel.bpf.attach import Mode
 from pellicle.kernel.netlink import Netlink
 from pellicle.kernel.xfrm import Xfrm, XfrmChanges
+from pellicle.keys.history import KeyEvent, progress
 from pellicle.keys.pairing import Keyring, LocalNode, ProbeKind
 from pellicle.keys.secret import SecretError, no_secret
 from pellicle.pods import PodPorts
@@ -65,6 +68,7 @@ from pellicle.sources.directory import Directory
 from pellicle.sources.links import links, snapshot
 from pellicle.sources.record import RecordTarget
 from pellicle.sources.secrets import SecretFile, SecretFileError
+from pellicle.sources.trail import Trail
 from pellicle.table import Reconciler, Table, derive, reconcile
 from pellicle.tables import Tables
 
@@ -73,6 +77,7 @@ EVENTS_AT_ONCE = 4096
 WATCH_SECONDS = 5.0
 """How often counters that no event reports are looked at."""
 
+ROTATE_LOOK_SECONDS = 0.1
 DOUBT_SECONDS = 0.5
 """Between two looks at what somebody else is taking away."""
 
@@ -105,6 +110,8 @@ class Agent:
         self._programs = ProgramTarget(self._bpf, config.bpffs / "links", mode.get(config.attach))
         self._states = States.open(self._uplink.name, config.ipsec_offload)
         self._sas = SaTarget(self._bpf, self._states)
+        self._trail = Trail(config.state_dir / "keys.jsonl")
+        self._trail_problem = ""
         self._keying = self._make_keying() if config.enable_encrypt_l3 else None
         self._hooks = self._reconciler(self._tables.hooks, self._programs, self._tables.hooks_up)
         self._cni = Cni(
@@ -288,8 +295,40 @@ class Agent:
         )
         return Keying(
             ring, self._name, t.nodes, t.sas_up, t.encrypt_up, t.passable, t.sas, t.sends, t.peers,
-            self._publish, send_probe, time.monotonic,
+            self._publish, send_probe, time.monotonic, self._tell, _wall,
         )  # fmt: skip
+
+    def _tell(self, events: Sequence[KeyEvent]) -> None:
+        """Into the log and the trail; who cannot write encrypts all the same, and says so."""
+        for event in events:
+            log.info("keys", **msgspec.to_builtins(event))
+            self._sight.key_events[event.what] += 1
+        try:
+            self._trail.add(events)
+        except OSError as error:
+            self._trail_problem = f"the history of keys cannot be written: {error}"
+        else:
+            self._trail_problem = ""
+
+    async def _answer_rotate(self, _request: Request) -> AsyncIterator[Any]:
+        """How far everybody is, whenever that changes, until all have moved or are stale."""
+        keying = self._keying
+        if keying is None or keying.plan is None or not keying.plan.own:
+            raise CallError(7, "no keys are in use yet: encryption is off, or just begins")
+        last = keying.plan.own[-1].epoch
+        keying.rotate()
+        said = None
+        while True:
+            said, before = progress(keying.plan, last), said
+            if said != before:
+                yield said
+            if said["done"]:
+                return
+            await asyncio.sleep(ROTATE_LOOK_SECONDS)
+
+    async def _answer_history(self, _request: Request) -> AsyncIterator[Any]:
+        for event in await asyncio.to_thread(lambda: list(self._trail.rows())):
+            yield msgspec.to_builtins(event)
 
     def _publish(self, offers: tuple[Offer, ...]) -> None:
         choice = self._choice
@@ -326,7 +365,12 @@ class Agent:
         systemd.notify(os.environ, "READY=1")
 
     def _answers(self) -> Mapping[str, Any]:
-        return {**answers(self._sight), "cni": self._answer_cni}
+        return {
+            **answers(self._sight),
+            "cni": self._answer_cni,
+            "rotate": self._answer_rotate,
+            "history": self._answer_history,
+        }
 
     async def _answer_cni(self, request: Request) -> AsyncIterator[Any]:
         try:
@@ -350,6 +394,8 @@ class Agent:
     def _problems(self) -> Iterable[str]:
         if self._directory.problem:
             yield self._directory.problem
+        if self._trail_problem:
+            yield self._trail_problem
         if self._tables.nodes.listed and self._name not in self._tables.nodes.rows:
             yield f"the record of this node, {self._name}, is not in force: see what is rejected"
 
@@ -378,6 +424,10 @@ class Agent:
         made: Reconciler[Any, Any] = Reconciler(wanted, target, up, once=once)
         self._reconcilers.append(made)
         return made
+
+
+def _wall() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 class CannotStart(Exception):  # noqa: N818  it is an answer for the operator

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -68,6 +69,8 @@ class Sight:
     history: History
     problems: Callable[[], Iterable[str]]
     """What is wrong now, in words."""
+    key_events: Counter[str] = field(default_factory=Counter)
+    """How often what has become of keys."""
 
 
 def status(sight: Sight) -> dict[str, Any]:
@@ -86,6 +89,7 @@ def status(sight: Sight) -> dict[str, Any]:
         "engine": sight.choice.engine,
         "engine_why": sight.choice.why,
         "ciphers": sight.choice.ciphers,
+        "key_mode": sight.config.trust,
         "datapath": {
             "attach": ", ".join(sorted(sight.programs.modes)) or "nothing",
             "uplink": sight.uplink,
@@ -404,6 +408,13 @@ def metrics(sight: Sight) -> str:
     ready = GaugeMetricFamily("pellicle_peer_ready", "1: can be sent to", labels=["peer"])
     for name, peer in sight.peers.rows.items():
         ready.add_metric([name], float(peer.state is PeerState.READY))
+    keys = CounterMetricFamily("pellicle_key_events", "of offers and peers", labels=["what"])
+    for what, number in sight.key_events.items():
+        keys.add_metric([what], number)
+    states = GaugeMetricFamily("pellicle_peers", "by the state of their keys", labels=["state"])
+    counted = Counter(peer.state for peer in sight.peers.rows.values())
+    for state in PeerState:
+        states.add_metric([state.value], counted[state])
     lost = CounterMetricFamily("pellicle_events_lost", "flow events without room")
     lost.add_metric([], _events_lost(sight))
     kernel = CounterMetricFamily(
@@ -414,7 +425,7 @@ def metrics(sight: Sight) -> str:
 
     class Collector:
         def collect(self) -> Iterable[Any]:
-            return (packets, octets, desired, applied, healed, ready, lost, kernel)
+            return (packets, octets, desired, applied, healed, ready, lost, kernel, keys, states)
 
     registry = CollectorRegistry()
     registry.register(Collector())

@@ -98,6 +98,7 @@ class Config:
     key_mode: KeyMode
     psk_file: Path | None
     run_dir: Path
+    state_dir: Path
     bpffs: Path
     route_table: int
     drain_seconds: float

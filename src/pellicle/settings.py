@@ -272,6 +272,13 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         "FILE",
     ),
     Setting("run_dir", "Where the agent's socket is.", _path, "/run/pellicle", "DIR"),
+    Setting(
+        "state_dir",
+        "Where this node keeps what shall outlive a reboot: the history of its keys.",
+        _path,
+        "/var/lib/pellicle/state",
+        "DIR",
+    ),
     Setting("bpffs", "Where BPF objects are pinned.", _path, "/sys/fs/bpf/pellicle", "DIR"),
     Setting("route_table", "The routing table for the encrypted.", _route_table, "200", "NUMBER"),
     Setting(

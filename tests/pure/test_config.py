@@ -70,6 +70,7 @@ def test_without_a_word_the_defaults_hold() -> None:
         key_mode=KeyMode.AUTO,
         psk_file=None,
         run_dir=Path("/run/pellicle"),
+        state_dir=Path("/var/lib/pellicle/state"),
         bpffs=Path("/sys/fs/bpf/pellicle"),
         route_table=200,
         drain_seconds=10.0,

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import click
 
-from pellicle.cli.call import one
+from pellicle.cli.call import answers, one
 from pellicle.cli.flush import flush
 from pellicle.cli.options import asks_agent, speaks_json
-from pellicle.cli.printed import print_json, print_page, understood
+from pellicle.cli.printed import print_json, print_json_line, print_page, understood
 from pellicle.cli.status import health, status_of
 
 
@@ -21,6 +21,8 @@ def encrypt() -> None:
     \b
     Examples:
       pellicle encrypt status
+      pellicle encrypt rotate
+      pellicle encrypt history
       pellicle encrypt flush --dry-run
     """
 
@@ -56,6 +58,61 @@ def encrypt_status(context: click.Context, socket: Path, *, verbose: bool, as_js
 
         print_page(lambda width: page(node, shape, width, is_verbose=verbose))
     context.exit(health(node))
+
+
+@encrypt.command("rotate")
+@asks_agent
+@speaks_json
+def encrypt_rotate(socket: Path, *, as_json: bool) -> None:
+    """New keys with every peer, now.
+
+    It shows how many have moved, until all have. Nothing is lost meanwhile: data goes to new keys
+    only after a peer has shown that it has them. Ctrl-C ends the watching, not the rotation. A peer
+    that does not answer for a minute is stale and no longer waited for.
+
+    \b
+    Examples:
+      pellicle encrypt rotate
+      pellicle encrypt rotate --node n2
+      pellicle encrypt rotate --json | jq -r .moved
+    """
+    from pellicle.ui.answers import Rotation
+
+    for answer in answers(socket, "rotate", is_endless=True):
+        shape = understood(answer, Rotation, socket)
+        if as_json:
+            print_json_line(answer)
+        else:
+            click.echo(shape.line())
+
+
+@encrypt.command("history")
+@click.option("--peer", metavar="NODE", help="Only what concerns this peer.")
+@asks_agent
+@speaks_json
+def encrypt_history(socket: Path, *, peer: str | None, as_json: bool) -> None:
+    """Which keys were in use when.
+
+    Epochs and fingerprints, never a key. It is kept in `state_dir` (keys.jsonl), and outlives
+    restarts.
+
+    \b
+    Examples:
+      pellicle encrypt history
+      pellicle encrypt history --peer n2
+      pellicle encrypt history --json | jq 'select(.what == "used")'
+    """
+    from pellicle.ui.answers import KeyEvent
+
+    rows = [row for row in answers(socket, "history") if peer in {None, row.get("peer")}]
+    if as_json:
+        for row in rows:
+            print_json_line(row)
+        return
+    from pellicle.ui.encrypt import history as page
+
+    events = [understood(row, KeyEvent, socket) for row in rows]
+    print_page(lambda width: page(events, width))
 
 
 encrypt.add_command(flush)

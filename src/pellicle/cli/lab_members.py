@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import click
 
+from pellicle.cli.call import answers
 from pellicle.cli.lab_access import as_meant, in_lab, known_node, node_argument, progress
+from pellicle.cli.printed import understood
 
 
 @click.command("add-node")
@@ -123,6 +125,33 @@ def restart_agent(node: str) -> None:
         restart(known_node(node).name)
 
 
+@click.command("rotate")
+def rotate() -> None:
+    """New keys between all nodes, now; watch until everybody has moved.
+
+    \b
+    Example:
+      pellicle lab rotate
+    """
+    with in_lab():
+        from concurrent.futures import ThreadPoolExecutor
+
+        from pellicle.lab import status
+
+        nodes = [node.name for node in status().nodes]
+        with ThreadPoolExecutor(len(nodes) or 1) as all_at_once:
+            list(all_at_once.map(_rotate, nodes))
+
+
+def _rotate(node: str) -> None:
+    from pellicle.lab.topology import node_named
+    from pellicle.ui.answers import Rotation
+
+    path = node_named(node).socket
+    for answer in answers(path, "rotate", is_endless=True):
+        click.echo(f"{node}  {understood(answer, Rotation, path).line()}")
+
+
 MEMBERS = (
     add_node,
     remove_node,
@@ -131,4 +160,5 @@ MEMBERS = (
     start_agent,
     kill_agent,
     restart_agent,
+    rotate,
 )

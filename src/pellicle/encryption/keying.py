@@ -19,6 +19,8 @@ import structlog
 
 from pellicle.encryption.table import EncryptKey, EncryptRow
 from pellicle.facts import Engine, Node, NodeName, Offer, PairId
+from pellicle.keys import history
+from pellicle.keys.history import KeyEvent
 from pellicle.keys.pairing import KeyPlan, Keyring, PeerKeys, ProbeKind, Sa, SaKey
 from pellicle.keys.rows import Direction, Send
 from pellicle.keys.secret import Secret
@@ -46,6 +48,10 @@ class Keying:
     publish: Callable[[tuple[Offer, ...]], None]
     probe: Callable[[Sa, ProbeKind], None]
     clock: Callable[[], float]
+    tell: Callable[[Sequence[KeyEvent]], None]
+    """Is told what becomes of keys."""
+    wall: Callable[[], str]
+    """UTC, for people: nothing is decided by it."""
     plan: KeyPlan | None = None
     _event: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -103,6 +109,8 @@ class Keying:
         self.peers.replace({peer.node: peer for peer in plan.peers})
         if plan.probes:
             self._send(plan)
+        if before is None or (before.own, before.peers) != (plan.own, plan.peers):
+            self.tell(tuple(history.events(before, plan, self.wall())))
         if before is None or before.offers != plan.offers:
             self.publish(plan.offers)
         return None if plan.wake is None else max(0.0, plan.wake - now)

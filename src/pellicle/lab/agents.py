@@ -61,6 +61,8 @@ def configure(node: LabNode, shape: Shape) -> bool:
     """Write the agent's configuration; whether it is another than before."""
     node.run_dir.mkdir(mode=0o755, exist_ok=True)
     node.bpffs.mkdir(mode=0o700, exist_ok=True)
+    if not node.psk.is_symlink():
+        node.psk.symlink_to(PSK)  # as a mounted secret is a link
     # JSON is YAML.
     text = json.dumps(configuration(node, shape), indent=2) + "\n"
     if node.config.exists() and node.config.read_text() == text:
@@ -82,8 +84,9 @@ def configuration(node: LabNode, shape: Shape) -> Mapping[str, Any]:
         **({} if engine == AUTO else {"engine": engine}),
         "pod_cidrs": [str(network) for network in node.pod_cidrs],
         "cluster_cidrs": [str(network) for network in cluster_cidrs(shape.nodes)],
-        "psk_file": str(PSK),
+        "psk_file": str(node.psk),
         "run_dir": str(node.run_dir),
+        "state_dir": str(node.run_dir / "state"),
         "bpffs": str(node.bpffs),
         **shape.settings,
     }

@@ -128,6 +128,11 @@ class LabNode:
         )
 
     @property
+    def psk(self) -> Path:
+        """The agent's pre-shared secret: a link to that of all nodes."""
+        return self.run_dir / "psk"
+
+    @property
     def addresses(self) -> tuple[Address, ...]:
         return tuple(uplink.ip for uplink in self.uplinks)
 

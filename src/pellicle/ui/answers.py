@@ -14,6 +14,10 @@ import msgspec
 Shape = TypeVar("Shape")
 
 
+MOST_NAMED = 5
+"""Peers in one line."""
+
+
 class End(msgspec.Struct, frozen=True):
     """One end of a flow."""
 
@@ -134,6 +138,7 @@ class Status(msgspec.Struct, frozen=True):
     engine: str = ""
     engine_why: str | None = None
     ciphers: tuple[str, ...] = ()
+    key_mode: str = ""
     datapath: Datapath = Datapath()
     peers: tuple[Peer, ...] = ()
     tables: tuple[Lag, ...] = ()
@@ -171,6 +176,46 @@ class Offer(msgspec.Struct, frozen=True):
     epoch: int
     fingerprint: str = ""
     state: str = ""
+
+
+class Rotation(msgspec.Struct, frozen=True):
+    """One of the answers to `rotate`."""
+
+    state: str
+    peers: int
+    moved: int
+    done: bool
+    epoch: int | None = None
+    waiting: tuple[str, ...] = ()
+    stale: tuple[str, ...] = ()
+
+    def line(self) -> str:
+        """For people."""
+        offer = f"offer {self.epoch}: " if self.epoch is not None else ""
+        if self.done and not self.stale:
+            return f"{offer}done, {self.moved} of {self.peers} peers use the new keys"
+        shown = ", ".join(self.waiting[:MOST_NAMED])
+        more = len(self.waiting) - MOST_NAMED
+        names = f"; waiting for {shown}" + (f" and {more} more" if more > 0 else "")
+        if self.done:
+            names = f"; stale, and no longer waited for: {', '.join(self.stale[:MOST_NAMED])}"
+        return f"{offer}{self.state}, {self.moved} of {self.peers} peers have moved{names}"
+
+
+class KeyEvent(msgspec.Struct, frozen=True):
+    """One of the answers to `history`."""
+
+    at: str
+    what: str
+    epoch: int | None = None
+    fingerprint: str | None = None
+    peer: str | None = None
+    state: str | None = None
+    why: str | None = None
+    local_epoch: int | None = None
+    peer_epoch: int | None = None
+    cipher: str | None = None
+    engine: str | None = None
 
 
 class Encrypt(msgspec.Struct, frozen=True):

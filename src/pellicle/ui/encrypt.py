@@ -9,7 +9,7 @@ from typing import Final
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from pellicle.ui.answers import Encrypt, Offer, Sa, Status
+from pellicle.ui.answers import Encrypt, KeyEvent, Offer, Sa, Status
 from pellicle.ui.grid import Column, grid
 from pellicle.ui.sections import INDENT, bullet, section
 from pellicle.ui.status import epochs, peers_not_ready, title
@@ -117,6 +117,35 @@ def _sas(sas: Sequence[Sa], used: Collection[str | None], width: int) -> Rendera
         for sa in sorted(sas, key=lambda sa: (sa.peer, sa.pair, sa.direction, sa.number))
     ]
     return grid(columns, rows, width)
+
+
+def history(events: Sequence[KeyEvent], width: int) -> RenderableType:
+    """Oldest first."""
+    if not events:
+        return Text("nothing has happened yet", "quiet")
+    columns = [Column("when"), Column("who"), Column("what", shrinks=True)]
+    rows = [
+        (
+            Text(each.at, "quiet"),
+            Text(each.peer or "this node", "name" if each.peer else "quiet"),
+            _event(each),
+        )
+        for each in events
+    ]
+    return grid(columns, rows, width)
+
+
+def _event(event: KeyEvent) -> str:
+    match event.what:
+        case "used":
+            pair = epochs(event.local_epoch, event.peer_epoch)
+            return f"is sent to on epochs {pair}: {event.cipher} by {event.engine}"
+        case "state":
+            return f"is {event.state}" + (f": {event.why}" if event.why else "")
+        case "gone":
+            return "is gone"
+        case _:
+            return f"offer {event.epoch} ({event.fingerprint}) was {event.what}"
 
 
 def spi(number: int) -> str:

@@ -71,6 +71,12 @@ def peers_not_ready(peers: Sequence[Peer]) -> Iterator[Text]:
             yield Text.assemble((f"{peer.node}: ", "name"), peer.why)
 
 
+_MODES = {
+    "cluster": "agreed on by themselves; whoever may write records is believed (cluster)",
+    "psk": "agreed on by themselves; offers are proven with the pre-shared secret (psk)",
+}
+
+
 def _facts(answer: Status) -> RenderableType:
     path = answer.datapath
     sizes = ((path.mtu.v4, "over IPv4"), (path.mtu.v6, "over IPv6"))
@@ -78,6 +84,7 @@ def _facts(answer: Status) -> RenderableType:
     rows: list[tuple[str, str | Text]] = [
         ("engine", _engine(answer)),
         ("offload", _offload(answer)),
+        ("keys", _MODES.get(answer.key_mode, answer.key_mode)),
         ("uplink", f"{path.uplink}, {path.attach}" if path.uplink else ""),
         ("pod MTU", ", ".join(f"{size} {family}" for size, family in sizes if size)),
         ("pods here", str(answer.endpoints)),
