@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import click
 
 from pellicle.cli.call import answers
 from pellicle.cli.lab_access import as_meant, in_lab, known_node, node_argument, progress
-from pellicle.cli.printed import understood
+from pellicle.cli.options import speaks_json
+from pellicle.cli.printed import print_json_line, understood
 
 
 @click.command("add-node")
@@ -126,8 +129,11 @@ def restart_agent(node: str) -> None:
 
 
 @click.command("rotate")
-def rotate() -> None:
-    """New keys between all nodes, now; watch until everybody has moved.
+@speaks_json
+def rotate(*, as_json: bool) -> None:
+    """New keys between all nodes, now.
+
+    It shows how many have moved, node by node, until all have. --json is a line for each step.
 
     \b
     Example:
@@ -140,16 +146,19 @@ def rotate() -> None:
 
         nodes = [node.name for node in status().nodes]
         with ThreadPoolExecutor(len(nodes) or 1) as all_at_once:
-            list(all_at_once.map(_rotate, nodes))
+            list(all_at_once.map(partial(_rotate, as_json=as_json), nodes))
 
 
-def _rotate(node: str) -> None:
+def _rotate(node: str, *, as_json: bool) -> None:
     from pellicle.lab.topology import node_named
     from pellicle.ui.answers import Rotation
 
     path = node_named(node).socket
     for answer in answers(path, "rotate", is_endless=True):
-        click.echo(f"{node}  {understood(answer, Rotation, path).line()}")
+        if as_json:
+            print_json_line({"node": node, **answer})
+        else:
+            click.echo(f"{node}  {understood(answer, Rotation, path).line()}")
 
 
 MEMBERS = (
