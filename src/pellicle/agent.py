@@ -75,7 +75,11 @@ from pellicle.tables import Tables
 EVENTS_AT_ONCE = 4096
 """Then everything else has its turn, however fast they come."""
 WATCH_SECONDS = 5.0
-"""How often counters that no event reports are looked at."""
+LEAST_WATCH_SECONDS, MOST_WATCH_SECONDS = 1.0, 60.0
+BUSIEST_PPS = 1 << 22
+"""No SA sends more packets a second."""
+MOST_OCTETS = 1 << 46
+"""Under one key: 2^42 blocks of AES, far from where their number would tell anything (2^64)."""
 
 ROTATE_LOOK_SECONDS = 0.1
 DOUBT_SECONDS = 0.5
@@ -183,6 +187,7 @@ class Agent:
         if self._secrets is not None:
             yield self._follow_secrets(self._secrets, self._keying)
         yield self._watch_counters(self._keying)
+        yield self._watch_paths()
 
     def _kernel_ipsec(self) -> Iterable[Coroutine[Any, Any, None]]:
         """The xfrm engine's own: its device and its policies, as long as anything needs them. And
@@ -254,13 +259,22 @@ class Agent:
                     )
 
     async def _watch_counters(self, keying: Keying) -> None:
-        """SAs that near their last sequence number, path MTUs that are to be tried again."""
+        """SAs that near their last packet or byte."""
+        limit = self._config.sa_packet_limit
+        # All SAs of thousands of peers are read: no more often than the fastest could need it.
+        seconds = min(max(limit / 4 / BUSIEST_PPS, LEAST_WATCH_SECONDS), MOST_WATCH_SECONDS)
+        while True:
+            await asyncio.sleep(seconds)
+            for count in self._sas.counts():
+                is_spent = count.sequence > limit // 2 or count.octets > MOST_OCTETS
+                if count.direction == "out" and is_spent:
+                    keying.spent(count.pair)
+
+    async def _watch_paths(self) -> None:
+        """Path MTUs that are to be tried again."""
         while True:
             await asyncio.sleep(WATCH_SECONDS)
             self._paths.forget()
-            for count in self._sas.counts():
-                if count.direction == "out" and count.sequence > self._config.sa_packet_limit // 2:
-                    keying.spent(count.pair)
 
     async def _watch_kernel(self, xfrm: Xfrm) -> None:
         """States or policies that somebody else has taken away are missed at once."""

@@ -50,6 +50,15 @@ def test_keys_that_end_every_few_seconds(
         until(lambda node=node: pairs(node) <= 2 * 3, "old keys are gone", 4 * DRAIN)  # type: ignore[misc]
 
 
+def test_keys_that_end_by_their_number_of_packets(make_lab: MakeLab) -> None:
+    limit = pace.amount(40_000, 4_000)
+    make_lab(2, 1, settings={"sa_packet_limit": limit})
+    before = newest(N1)
+    with loaded(4):
+        until(lambda: newest(N1) >= before + 2, "new keys, and again", 120)
+    assert "DROP_SA_EXPIRED" not in {row["reason"] for row in agents.status(N1)["drops"]}
+
+
 @both
 def test_keys_that_somebody_wants_to_be_others(make_lab: MakeLab, family: int) -> None:
     make_lab(3, 1)
