@@ -97,6 +97,14 @@ def test_a_secret_that_changes_on_one_node_after_the_other(make_lab: MakeLab, fa
         until(lambda: all(is_settled(node) for node in NODES), "and back")
 
 
+def test_without_any_secret_nodes_agree_and_rotate(make_lab: MakeLab) -> None:
+    make_lab(2, 1, settings={"psk_file": "null"})
+    assert agents.status(N1)["key_mode"] == "cluster"
+    with loaded(4):
+        pellicle("encrypt", "rotate", "--node", "n1")
+    assert "whoever may write records is believed" in pellicle("status", "--node", "n1")
+
+
 def test_a_line_that_is_wrong_changes_nothing_and_is_named(make_lab: MakeLab) -> None:
     make_lab(3, 1)
     before = newest(N1)

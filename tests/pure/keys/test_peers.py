@@ -3,14 +3,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from ipaddress import ip_address
 
 import pytest
 
-from pellicle.facts import Cipher, Epoch, Node, NodeName
+from pellicle.facts import Cipher, Epoch, Node, NodeName, Offer
 from pellicle.keys import pair as pairs
+from pellicle.keys import peer as peers
 from pellicle.keys.derivation import SaKeys
 from pellicle.keys.pairing import Direction, KeyPlan, PeerState
 from pellicle.keys.peer import MOST_PAIRS, outer_addresses
@@ -19,6 +20,7 @@ from pellicle.keys.secret import Secret
 from .life import ANSWER, ASK, ME, Life, addresses, agreed, node, offer, ring_of
 
 OTHER_SECRET = Secret.derive(bytes(range(1, 33)))
+FORGED = offer("nobody", 1, OTHER_SECRET)
 
 
 @dataclass(frozen=True)
@@ -186,6 +188,37 @@ def test_an_unverified_record_is_drained_and_named() -> None:
     life.look(10)
     assert life.plan.sas == {}
     assert life.sends == {}
+
+
+def test_ten_thousand_offers_cost_no_proof_and_ten_thousand_records_two_each(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Bounded by counting: what one record may cost, however long it is."""
+    judged: list[NodeName] = []
+
+    def counted(secrets: Iterable[Secret], name: NodeName, offer: Offer) -> tuple[None, str]:
+        judged.append(name)
+        return None, "counted"
+
+    life = agreed()
+    monkeypatch.setattr(peers, "prover", counted)
+    long = node(
+        "n2", *(replace(FORGED, epoch=Epoch(n + 1)) for n in range(10_000)), at=("192.0.2.7",)
+    )
+    life.know(*life.nodes, long)
+    assert judged == []
+    assert life.keys["n2"].state is PeerState.UNVERIFIED
+    assert "10000 offers" in life.keys["n2"].why
+    assert len(life.keys["n2"].why) < 200
+    many = [
+        node(f"h{n}", FORGED, replace(FORGED, epoch=Epoch(2)), at=(f"198.18.{n >> 8}.{n & 255}",))
+        for n in range(10_000)
+    ]
+    life.know(*life.nodes[:1], *many)
+    assert len(judged) == 20_000
+    life.know(*life.nodes[:1], *many)
+    assert len(judged) == 20_000, "a record that did not change is not judged again"
+    assert life.sends == {"n1": life.pair(1, 1)}, "and nothing else is disturbed"
 
 
 # --- records late, twice, out of order, replayed ---
