@@ -97,6 +97,8 @@ class Config:
     cluster_cidrs: tuple[Network, ...]
     key_mode: KeyMode
     psk_file: Path | None
+    spiffe_socket: Path
+    spiffe_id: tuple[str, ...]
     run_dir: Path
     state_dir: Path
     bpffs: Path
@@ -261,9 +263,10 @@ def _contradictions(config: Config) -> Iterator[str]:
         return f"{name} (from {config.origins.get(name, _DEFAULT)}): {why}"
 
     if (config.psk_file is None) == (config.trust is KeyMode.PSK):
-        needs = {KeyMode.PSK: "not set, but", KeyMode.CLUSTER: "set, but no secret is used:"}
+        is_wanted = config.trust is KeyMode.PSK
+        needs = "not set, but" if is_wanted else "set, but no secret is used:"
         fix = "name the file with the shared secret, or leave key_mode away"
-        yield about("psk_file", f"{needs[config.trust]} key_mode is {config.trust}: {fix}")
+        yield about("psk_file", f"{needs} key_mode is {config.trust}: {fix}")
     if config.enable_encrypt_l3 and not config.cluster_cidrs:
         why = "without them an unknown pod would be taken for the outside world"
         yield about("cluster_cidrs", f"not set, but enable_encrypt_l3 is: {why}")

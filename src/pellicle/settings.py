@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from pellicle.facts import Cipher, Engine
 from pellicle.values import address, dns_name, each, network, one_per_family, shown
+from pellicle.wire.spiffe_id import NODE, TRUST_DOMAIN, checked_template
 
 ENVIRONMENT_PREFIX: Final = "PELLICLE_"
 
@@ -50,6 +51,7 @@ class KeyMode(StrEnum):
     AUTO = "auto"
     CLUSTER = "cluster"
     PSK = "psk"
+    SPIFFE = "spiffe"
 
 
 class Attach(StrEnum):
@@ -192,6 +194,15 @@ def _cidrs(name: str, texts: Sequence[str]) -> Any:
     return each(name, texts, network)
 
 
+def _spiffe_ids(name: str, texts: Sequence[str]) -> tuple[str, ...]:
+    for text in texts:
+        try:
+            checked_template(text)
+        except ValueError as error:
+            raise ValueError(f"{name}: {shown(text)} {error}") from None
+    return tuple(texts)
+
+
 SETTINGS: Final[tuple[Setting, ...]] = (
     Setting(
         "node_name",
@@ -259,8 +270,8 @@ SETTINGS: Final[tuple[Setting, ...]] = (
     ),
     _choice(
         "key_mode",
-        "Who is believed: whoever may write records (cluster), or whoever shares a secret (psk); "
-        "auto: psk with a psk_file.",
+        "Who is believed: whoever may write records (cluster), whoever shares a secret (psk), or "
+        "whoever SPIFFE gave an identity (spiffe); auto: psk with a psk_file.",
         KeyMode,
         KeyMode.AUTO,
     ),
@@ -270,6 +281,21 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         _path,
         None,
         "FILE",
+    ),
+    Setting(
+        "spiffe_socket",
+        "The Unix socket of the SPIFFE Workload API.",
+        _path,
+        "/run/spire/agent-sockets/spire-agent.sock",
+        "FILE",
+    ),
+    Setting(
+        "spiffe_id",
+        "The SPIFFE IDs that nodes have; one for each trust domain of nodes.",
+        _spiffe_ids,
+        f"spiffe://{TRUST_DOMAIN}/pellicle/node/{NODE}",
+        "TEMPLATE,…",
+        is_list=True,
     ),
     Setting("run_dir", "Where the agent's socket is.", _path, "/run/pellicle", "DIR"),
     Setting(

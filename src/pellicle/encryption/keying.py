@@ -23,7 +23,7 @@ from pellicle.keys import history
 from pellicle.keys.history import KeyEvent
 from pellicle.keys.pairing import KeyPlan, Keyring, PeerKeys, ProbeKind, Sa, SaKey
 from pellicle.keys.rows import Direction, Send
-from pellicle.keys.secret import Secret
+from pellicle.keys.trust import Trust
 from pellicle.table import Table
 
 SETTLE_SECONDS = 0.02
@@ -70,9 +70,19 @@ class Keying:
         self.ring.spent(pair)
         self._event.set()
 
-    def know(self, secrets: Sequence[Secret]) -> None:
+    def know(self, secrets: Sequence[Trust]) -> None:
         """The pre-shared secrets are these now."""
         self.ring.know(secrets)
+        self._event.set()
+
+    def prove_anew(self) -> None:
+        """What proves our offers was renewed."""
+        self.ring.prove_anew()
+        self._event.set()
+
+    def judge_anew(self) -> None:
+        """By what others' offers are judged has changed."""
+        self.ring.judge_anew()
         self._event.set()
 
     def rotate(self) -> None:

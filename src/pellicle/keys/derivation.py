@@ -31,7 +31,8 @@ from ipaddress import IPv4Address
 
 from pellicle.facts import Address, Cipher, NodeName, Offer, PairId, Spi
 from pellicle.keys.offers import OwnOffer
-from pellicle.keys.secret import HASH, Secret
+from pellicle.keys.secret import HASH
+from pellicle.keys.trust import Trust
 
 SAS_PER_PAIR = 4
 """In each direction; `SAS_PER_PAIR` of bpf/tables.h."""
@@ -96,9 +97,9 @@ def pair_id(cipher: Cipher, one: End, other: End) -> PairId:
     return PairId(int.from_bytes(digest.digest()[:8], "big") or 1)
 
 
-def extract(secret: Secret, own: OwnOffer, peer: Offer) -> bytes:
+def extract(trust: Trust, own: OwnOffer, peer: Offer) -> bytes:
     """The pseudo-random key of two offers. ValueError if the peer's key is of low order."""
-    return hmac.digest(secret.pair_salt, own.shared(peer.public_key), HASH)
+    return hmac.digest(trust.pair_salt, own.shared(peer.public_key), HASH)
 
 
 def expand_sas(prk: bytes, cipher: Cipher, sender: End, receiver: End) -> tuple[SaKeys, ...]:

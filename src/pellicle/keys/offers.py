@@ -13,18 +13,16 @@ All integers are big endian. The proof key is derived from the pre-shared secret
 
 from __future__ import annotations
 
-import hmac
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 
 from pellicle.facts import Epoch, NodeName, Offer
-from pellicle.keys.secret import HASH, Secret
+from pellicle.keys.trust import Judgement, Trust
 
 KEY_BYTES = 32
 NONCE_BYTES = 16
-PROOF_BYTES = 32
 LAST_EPOCH = 2**32 - 1
 """The datapath's rows hold 32 bits."""
 MOST_OFFERS = 2
@@ -60,12 +58,12 @@ class OwnOffer:
         epoch: Epoch,
         boot_nonce: bytes,
         random: Callable[[int], bytes],
-        secret: Secret,
+        trust: Trust,
     ) -> OwnOffer:
-        """A fresh key pair, proven with the pre-shared secret."""
+        """A fresh key pair, proven."""
         private = X25519PrivateKey.from_private_bytes(random(KEY_BYTES))
         offer = Offer(epoch, boot_nonce, private.public_key().public_bytes_raw(), b"")
-        return cls(replace(offer, proof=prove_psk(secret, node, offer)), private)
+        return cls(replace(offer, proof=prove(trust, node, offer)), private)
 
     def shared(self, public_key: bytes) -> bytes:
         """X25519 with a peer's public key. ValueError after `wipe`, or for a low-order point."""
@@ -81,30 +79,27 @@ class OwnOffer:
         return f"OwnOffer(epoch={self.offer.epoch})"
 
 
-def prove_psk(secret: Secret, node: NodeName, offer: Offer) -> bytes:
-    """The proof that `node`, a holder of the secret, made `offer`."""
-    return hmac.digest(secret.proof_key, _message(node, offer), HASH)
+def prove(trust: Trust, node: NodeName, offer: Offer) -> bytes:
+    """The proof that `node` made `offer`."""
+    return trust.prove(_message(node, offer))
 
 
-def verify_psk(secret: Secret, node: NodeName, offer: Offer) -> str | None:
-    """None when `offer` is one that a holder of the secret made as `node`, else why not."""
+def judge(trust: Trust, node: NodeName, offer: Offer) -> Judgement:
+    """Whether `offer` is one that `node` made."""
     malformed = _malformed(node, offer)
-    if malformed:
-        return malformed
-    if not hmac.compare_digest(prove_psk(secret, node, offer), offer.proof):
-        return "the proof does not verify: another pre-shared secret, or a forged record"
-    return None
+    return (
+        Judgement(malformed) if malformed else trust.judge(node, _message(node, offer), offer.proof)
+    )
 
 
-def prover(secrets: Iterable[Secret], node: NodeName, offer: Offer) -> tuple[Secret | None, str]:
-    """The secret with which `offer` is proven, or why it is with none of them."""
-    why = "no secret is known"
-    for secret in secrets:
-        found = verify_psk(secret, node, offer)
-        if found is None:
-            return secret, ""
-        why = found
-    return None, why
+def prover(trusts: Iterable[Trust], node: NodeName, offer: Offer) -> tuple[Trust | None, Judgement]:
+    """What `offer` is proven with, or None and why it is not."""
+    said = Judgement("no secret is known")
+    for trust in trusts:
+        said = judge(trust, node, offer)
+        if not said.why:
+            return trust, said
+    return None, said
 
 
 def fingerprint(offer: Offer) -> str:
@@ -125,7 +120,6 @@ def _malformed(node: NodeName, offer: Offer) -> str | None:
     for what, found, wanted in (
         ("boot nonce", offer.boot_nonce, NONCE_BYTES),
         ("public key", offer.public_key, KEY_BYTES),
-        ("proof", offer.proof, PROOF_BYTES),
     ):
         if len(found) != wanted:
             missing = f"no {what}" if not found else f"a {what} of {len(found)} bytes"

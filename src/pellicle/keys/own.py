@@ -11,11 +11,11 @@ makes no new pair, but the SAs that it once made may still carry traffic.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from pellicle.facts import Epoch, NodeName, Offer, PairId, Rejected
-from pellicle.keys.offers import LAST_EPOCH, MOST_OFFERS, NONCE_BYTES, OwnOffer, prover
-from pellicle.keys.secret import Secret
+from pellicle.keys.offers import LAST_EPOCH, MOST_OFFERS, NONCE_BYTES, OwnOffer, prove, prover
+from pellicle.keys.trust import Trust
 
 PUBLISH_SECONDS = 5.0
 """A new offer is published then even if some SA does not stand yet: probes will find out."""
@@ -33,7 +33,7 @@ class Own:
     offer: Offer
     half: OwnOffer | None
     """None: found in the record."""
-    secret: Secret
+    secret: Trust
     """It is proven with."""
     made_at: float
     published_at: float | None = None
@@ -47,7 +47,7 @@ class OwnOffers:
     def __init__(
         self,
         node: NodeName,
-        secrets: Sequence[Secret],
+        secrets: Sequence[Trust],
         random: Callable[[int], bytes],
         published: Iterable[Offer],
         standing_epochs: set[Epoch],
@@ -65,12 +65,12 @@ class OwnOffers:
         self.version = 0
         """Changes with the offers."""
 
-    def _found(self, offer: Offer, secrets: Sequence[Secret]) -> Own | None:
-        secret, why = prover(secrets, self._node, offer)
+    def _found(self, offer: Offer, secrets: Sequence[Trust]) -> Own | None:
+        secret, said = prover(secrets, self._node, offer)
         if secret is not None:
             return Own(offer, None, secret, float("-inf"), float("-inf"))
         source = f"own record of node {self._node}"
-        self.rejected.append(Rejected(source, f"offer {offer.epoch}", why))
+        self.rejected.append(Rejected(source, f"offer {offer.epoch}", said.why))
         return None
 
     @property
@@ -92,7 +92,7 @@ class OwnOffers:
         """When the next one may be made."""
         return self._next_at
 
-    def make(self, now: float, secret: Secret, *, is_forced: bool) -> None:
+    def make(self, now: float, secret: Trust, *, is_forced: bool) -> None:
         """A new offer, proven with this secret and not yet published; a rotation under way ends.
 
         `is_forced`: a pair broke, which may happen again and again.
@@ -108,6 +108,14 @@ class OwnOffers:
             self._pause = min(2 * self._pause, LAST_PAUSE_SECONDS)
         self._last_epoch = epoch
         self.all.append(Own(half.offer, half, secret, now))
+        self.version += 1
+
+    def prove_anew(self) -> None:
+        """The same offers, proven with what proves them now."""
+        for own in self.all:
+            if own.half:
+                proof = prove(own.secret, self._node, own.offer)
+                own.offer = own.half.offer = replace(own.offer, proof=proof)
         self.version += 1
 
     def publish(self, now: float) -> None:

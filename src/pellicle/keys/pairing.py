@@ -35,8 +35,8 @@ from pellicle.keys.rows import (
     SaKey,
     Send,
 )
-from pellicle.keys.secret import Secret
 from pellicle.keys.slots import Slots
+from pellicle.keys.trust import Trust
 
 __all__ = [
     "Direction", "KeyPlan", "Keyring", "LocalNode", "OfferState", "OwnKeys", "PeerKeys",
@@ -51,6 +51,8 @@ JITTER = 0.2
 """Of it, at random: nodes that started together do not go on together."""
 GRACE_SECONDS = 3600.0
 """How long a secret that was replaced is still good: other nodes' files change later."""
+LOOK_SECONDS = 10.0
+"""Between two looks at proofs that come to an end."""
 PROBED_SA = 0
 """One SA answers for all of its pair."""
 
@@ -61,7 +63,7 @@ class Keyring:
     def __init__(
         self,
         node: LocalNode,
-        secrets: Sequence[Secret],
+        secrets: Sequence[Trust],
         random: Callable[[int], bytes],
         *,
         ciphers: Sequence[Cipher],
@@ -77,7 +79,7 @@ class Keyring:
         """
         self._local = node
         self._secrets = tuple(secrets)
-        self._leaving: dict[Secret, float | None] = {}
+        self._leaving: dict[Trust, float | None] = {}
         """Secrets that were replaced, and when: None until the next plan."""
         self._rules = Rules(node, self._secrets, tuple(ciphers), outer_family)
         self._engine = engine
@@ -205,7 +207,7 @@ class Keyring:
         """Make a new offer as soon as the last rotation is over."""
         self._must_rotate = True
 
-    def know(self, secrets: Sequence[Secret]) -> None:
+    def know(self, secrets: Sequence[Trust]) -> None:
         """The secrets are these from now on; whoever still has those before is heard for a while.
 
         A new offer follows if ours are to be proven with another one.
@@ -221,6 +223,22 @@ class Keyring:
         }
         self._secrets = now
         self._judge_anew()
+
+    def prove_anew(self) -> None:
+        """What proves our offers was renewed: they are the same, with another proof."""
+        assert self._own, "start() comes first"
+        self._own.prove_anew()
+
+    def judge_anew(self) -> None:
+        """By what others' offers are judged has changed."""
+        self._judge_anew()
+
+    def _judge_expired(self) -> None:
+        """Records of which some proof has come to its end."""
+        now = self._secrets[0].now()
+        for peer in self._peers.values():
+            if peer.node is not None and peer.record.until <= now:
+                peer.record = read_record(peer.node, self._rules)
 
     def _judge_anew(self) -> None:
         """Every record, by the secrets that are good now."""
@@ -246,6 +264,7 @@ class Keyring:
         assert self._own, "start() comes first"
         own = self._own
         self._forget_secrets(now)
+        self._judge_expired()
         sending = self._sending
         if sending is None:
             sending = frozenset(pair.id for pair in self._chosen().values())
@@ -435,6 +454,10 @@ class Keyring:
                 dues.append(newest.published_at + ROTATION_SECONDS)
             if self._must_rotate or self._is_broken(own):
                 dues.append(own.next_at)
+        until = min((peer.record.until for peer in self._peers.values()), default=float("inf"))
+        if until < float("inf"):
+            # Not later than LOOK_SECONDS from now: the clock of proofs may be set forward.
+            dues.append(now + min(LOOK_SECONDS, max(0.1, until - self._secrets[0].now())))
         dues.extend(since + GRACE_SECONDS for since in self._leaving.values() if since is not None)
         for peer in (*self._peers.values(), *self._strays.values()):
             dues.extend(peer.wakes(self._drain, sending))

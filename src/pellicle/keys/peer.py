@@ -22,8 +22,8 @@ from pellicle.keys.offers import MOST_OFFERS, prover
 from pellicle.keys.own import Own
 from pellicle.keys.pair import Pair
 from pellicle.keys.rows import LocalNode, PeerKeys, PeerState
-from pellicle.keys.secret import Secret
 from pellicle.keys.slots import LAST_SLOT
+from pellicle.keys.trust import Trust
 
 MOST_PAIRS = 64
 """With one peer. Reached only by a peer whose record changes without end."""
@@ -35,7 +35,7 @@ class Rules:
     """What this node asks of a peer's record."""
 
     local: LocalNode
-    secrets: tuple[Secret, ...]
+    secrets: tuple[Trust, ...]
     """Whatever is proven with one of them is good."""
     ciphers: Collection[Cipher]
     """Those that we can use."""
@@ -47,8 +47,10 @@ class Proven(NamedTuple):
     """A verified offer."""
 
     offer: Offer
-    secret: Secret
+    secret: Trust
     """It is proven with."""
+    until: float
+    """When the proof must be judged anew."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,11 @@ class Record:
     why: str = ""
     """Why there are no offers."""
     rejected: tuple[Rejected, ...] = ()
+
+    @property
+    def until(self) -> float:
+        """When some proof in it must be judged anew."""
+        return min((each.until for each in self.offers), default=float("inf"))
 
 
 def read_record(node: Node, rules: Rules) -> Record:
@@ -90,12 +97,14 @@ def read_record(node: Node, rules: Rules) -> Record:
         return Record(state=PeerState.UNVERIFIED, why=why, rejected=rejected)
     judged = [(offer, *prover(rules.secrets, node.name, offer)) for offer in node.offers]
     good = tuple(
-        Proven(offer, secret)
-        for offer, secret, _ in sorted(judged, key=lambda row: row[0].epoch)
+        Proven(offer, secret, said.until)
+        for offer, secret, said in sorted(judged, key=lambda row: row[0].epoch)
         if secret is not None
     )
     bad = tuple(
-        Rejected(source, f"offer {offer.epoch}", why) for offer, secret, why in judged if not secret
+        Rejected(source, f"offer {offer.epoch}", said.why)
+        for offer, secret, said in judged
+        if not secret
     )
     if good:
         return Record(good, outer, cipher, rejected=bad)
@@ -288,7 +297,7 @@ class Peer:
                 if wake is not None:
                     yield wake
 
-    def knows(self, secret: Secret) -> bool:
+    def knows(self, secret: Trust) -> bool:
         """Whether some offer of it is proven with this secret."""
         return any(each.secret is secret for each in self.record.offers)
 

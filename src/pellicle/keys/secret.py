@@ -20,7 +20,11 @@ import hmac
 import re
 from dataclasses import dataclass, field
 
+from pellicle.facts import NodeName
+from pellicle.keys.trust import Judgement
+
 HASH = "sha256"
+PROOF_BYTES = 32
 LEAST_BYTES = 32
 """Of a secret without a named cipher. Random bytes are asked for: no passphrase is stretched."""
 LEAST_CLASSIC_BYTES = 16
@@ -63,6 +67,24 @@ class Secret:
             expand(b"pellicle proof 1"),
             expand(b"pellicle pair salt 1"),
         )
+
+    def now(self) -> float:
+        """Proofs do not end by themselves."""
+        return 0.0
+
+    def prove(self, message: bytes) -> bytes:
+        """The proof that a holder of the secret says `message`."""
+        return hmac.digest(self.proof_key, message, HASH)
+
+    def judge(self, _node: NodeName, message: bytes, proof: bytes) -> Judgement:
+        """Whether a holder of the secret says `message`; which one cannot be told."""
+        if len(proof) != PROOF_BYTES:
+            found = f"a proof of {len(proof)} bytes" if proof else "no proof"
+            return Judgement(f"{found}; {PROOF_BYTES} bytes are needed")
+        if not hmac.compare_digest(self.prove(message), proof):
+            why = "the proof does not verify: another pre-shared secret, or a forged record"
+            return Judgement(why)
+        return Judgement()
 
 
 def no_secret() -> Secret:

@@ -21,7 +21,7 @@ from pellicle.keys.derivation import (
     extract,
     pair_id,
 )
-from pellicle.keys.offers import OwnOffer, prove_psk, verify_psk
+from pellicle.keys.offers import OwnOffer, judge, prove
 from tests.pure.keys.test_vectors import ALPHA, BETA, PAIRS, VECTORS
 
 CHACHA = Cipher.CHACHA20_POLY1305
@@ -45,8 +45,8 @@ A, B = own(ALPHA), own(BETA)
 
 def test_the_package_computes_the_vectors() -> None:
     for node in (A[1], B[1]):
-        assert prove_psk(SECRET, node.name, node.offer) == node.offer.proof
-        assert verify_psk(SECRET, node.name, node.offer) is None
+        assert prove(SECRET, node.name, node.offer) == node.offer.proof
+        assert not judge(SECRET, node.name, node.offer).why
     assert SECRET.fingerprint == VECTORS["fingerprint"]
     prk = extract(SECRET, A[0], B[1].offer)
     assert prk == extract(SECRET, B[0], A[1].offer)
