@@ -22,7 +22,7 @@ import structlog
 
 from pellicle import logs
 from pellicle.answers import Sight, answers
-from pellicle.config import Attach, Config
+from pellicle.config import Attach, Config, KeyMode
 from pellicle.datapath import door, endpoints, ipcache, programs, xfrm_device
 from pellicle.datapath.door import DoorsTarget, DoorTarget
 from pellicle.datapath.programs import ProgramTarget, Words
@@ -41,6 +41,7 @@ from pellicle.encryption.routes import (
 )
 from pellicle.encryption.sas import SaTarget
 from pellicle.encryption.states import States
+from pellicle.encryption.svids import Svids
 from pellicle.facts import (
     Engine,
     Node,
@@ -59,6 +60,8 @@ from pellicle.kernel.xfrm import Xfrm, XfrmChanges
 from pellicle.keys.history import KeyEvent, progress
 from pellicle.keys.pairing import Keyring, LocalNode, ProbeKind
 from pellicle.keys.secret import SecretError, no_secret
+from pellicle.keys.spiffe import Spiffe
+from pellicle.keys.trust import Trust
 from pellicle.pods import PodPorts
 from pellicle.serve import CallError, Request, listen, serve
 from pellicle.sources import systemd, uplink
@@ -69,6 +72,7 @@ from pellicle.sources.links import links, snapshot
 from pellicle.sources.record import RecordTarget
 from pellicle.sources.secrets import SecretFile, SecretFileError
 from pellicle.sources.trail import Trail
+from pellicle.sources.workload import NoGrpc, WorkloadApi
 from pellicle.table import Reconciler, Table, derive, reconcile
 from pellicle.tables import Tables
 
@@ -84,6 +88,9 @@ MOST_OCTETS = 1 << 46
 ROTATE_LOOK_SECONDS = 0.1
 DOUBT_SECONDS = 0.5
 """Between two looks at what somebody else is taking away."""
+
+REFUSALS = (uplink.NoUplink, SecretFileError, SecretError, NoGrpc, Unsupported, OSError)
+"""What keeps an agent from starting, in words for the operator."""
 
 log = structlog.get_logger()
 
@@ -116,7 +123,9 @@ class Agent:
         self._sas = SaTarget(self._bpf, self._states)
         self._trail = Trail(config.state_dir / "keys.jsonl")
         self._trail_problem = ""
+        self._spiffe = self._make_spiffe()
         self._keying = self._make_keying() if config.enable_encrypt_l3 else None
+        self._svids = self._make_svids()
         self._hooks = self._reconciler(self._tables.hooks, self._programs, self._tables.hooks_up)
         self._cni = Cni(
             self._name,
@@ -183,7 +192,11 @@ class Agent:
             return
         t.rules.replace(route.rules())
         yield derive(t.routes, route.routes, [t.nodes, t.links, t.paths, t.encrypt_up])
-        yield self._keying.run()
+        if self._svids is None:
+            yield self._keying.run()
+        else:
+            yield self._svids.follow()
+            yield self._svids.keys()
         if self._secrets is not None:
             yield self._follow_secrets(self._secrets, self._keying)
         yield self._watch_counters(self._keying)
@@ -293,9 +306,23 @@ class Agent:
             log.info("pre-shared secrets changed", fingerprints=[s.fingerprint for s in known])
             keying.know(known)
 
+    def _make_spiffe(self) -> Spiffe | None:
+        config = self._config
+        if not config.enable_encrypt_l3 or config.trust is not KeyMode.SPIFFE:
+            return None
+        return Spiffe(self._name, config.spiffe_id, time.time)
+
+    def _make_svids(self) -> Svids | None:
+        if self._spiffe is None or self._keying is None:
+            return None
+        api = WorkloadApi(self._config.spiffe_socket)
+        return Svids(self._spiffe, self._keying, api.responses, lambda: api.problem)
+
     def _make_keying(self) -> Keying:
         t, config = self._tables, self._config
-        known = (no_secret(),) if self._secrets is None else self._secrets.now
+        known: Sequence[Trust] = (self._spiffe or no_secret(),)
+        if self._secrets is not None:
+            known = self._secrets.now
         ring = Keyring(
             LocalNode(self._name, self._uplink.addresses),
             known,
@@ -398,16 +425,19 @@ class Agent:
             self._config, self._uplink.name, self._choice, self._longest, self._bpf,
             self._decoder, self._programs, self._sas, self._states, self._keying, t.peers,
             t.nodes, t.endpoints, t.names, t.links, self._all_rejected, self._reconcilers,
-            History(), self._problems,
+            History(), self._problems, svids=self._svids,
         )  # fmt: skip
 
     def _all_rejected(self) -> tuple[Rejected, ...]:
         of_secrets = self._secrets.rejected if self._secrets else ()
-        return (*self._rejected, *self._pending, *of_secrets)
+        of_svids = self._spiffe.rejected if self._spiffe else ()
+        return (*self._rejected, *self._pending, *of_secrets, *of_svids)
 
     def _problems(self) -> Iterable[str]:
         if self._directory.problem:
             yield self._directory.problem
+        if self._svids is not None:
+            yield from self._svids.problems()
         if self._trail_problem:
             yield self._trail_problem
         if self._tables.nodes.listed and self._name not in self._tables.nodes.rows:
@@ -454,7 +484,7 @@ async def run(config: Config) -> None:
     logs.configure(config.log_level, config.log_format)
     try:
         agent = Agent(config)
-    except (uplink.NoUplink, SecretFileError, SecretError, Unsupported, OSError) as error:
+    except REFUSALS as error:
         raise CannotStart(str(error)) from error
     work = asyncio.ensure_future(agent.run())
     loop = asyncio.get_running_loop()

@@ -25,6 +25,7 @@ from pellicle.encryption.keying import Keying
 from pellicle.encryption.routes import inner_mtu
 from pellicle.encryption.sas import SaCount, SaTarget
 from pellicle.encryption.states import States
+from pellicle.encryption.svids import Svids
 from pellicle.facts import Address, Endpoint, EndpointName, Engine, Link, Node, NodeName, Rejected
 from pellicle.flows.decode import Decoder, FlowEvent
 from pellicle.flows.history import History
@@ -69,6 +70,8 @@ class Sight:
     history: History
     problems: Callable[[], Iterable[str]]
     """What is wrong now, in words."""
+    svids: Svids | None = None
+    """None: the key mode is not spiffe."""
     key_events: Counter[str] = field(default_factory=Counter)
     """How often what has become of keys."""
 
@@ -90,6 +93,7 @@ def status(sight: Sight) -> dict[str, Any]:
         "engine_why": sight.choice.why,
         "ciphers": sight.choice.ciphers,
         "key_mode": sight.config.trust,
+        "svid": sight.svids.answer if sight.svids else None,
         "datapath": {
             "attach": ", ".join(sorted(sight.programs.modes)) or "nothing",
             "uplink": sight.uplink,
@@ -423,9 +427,18 @@ def metrics(sight: Sight) -> str:
     for row in _kernel_drops(sight):
         kernel.add_metric([row["reason"]], row["packets"])
 
+    until = GaugeMetricFamily("pellicle_svid_until_seconds", "since 1970: when our SVID expires")
+    heard = GaugeMetricFamily("pellicle_workload_api_up", "1: SVIDs are followed")
+    renewals = CounterMetricFamily("pellicle_svid_renewals", "SVIDs taken, the first one too")
+    if (svids := sight.svids) is not None:
+        until.add_metric([], svids.spiffe.svid.until if svids.spiffe.svid else 0.0)
+        heard.add_metric([], float(svids.api_problem() is None))
+        renewals.add_metric([], svids.renewals)
+
     class Collector:
         def collect(self) -> Iterable[Any]:
-            return (packets, octets, desired, applied, healed, ready, lost, kernel, keys, states)
+            yield from (packets, octets, desired, applied, healed, ready, lost, kernel)
+            yield from (keys, states, until, heard, renewals)
 
     registry = CollectorRegistry()
     registry.register(Collector())

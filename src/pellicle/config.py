@@ -42,6 +42,7 @@ __all__ = [
     "EngineChoice",
     "Explained",
     "IpsecOffload",
+    "KeyMode",
     "LogFormat",
     "LogLevel",
     "OuterFamily",

@@ -222,16 +222,12 @@ class Keyring:
             secret: since for secret, since in (gone | self._leaving).items() if secret not in now
         }
         self._secrets = now
-        self._judge_anew()
+        self.judge_anew()
 
     def prove_anew(self) -> None:
         """What proves our offers was renewed: they are the same, with another proof."""
-        assert self._own, "start() comes first"
-        self._own.prove_anew()
-
-    def judge_anew(self) -> None:
-        """By what others' offers are judged has changed."""
-        self._judge_anew()
+        if self._own:
+            self._own.prove_anew()
 
     def _judge_expired(self) -> None:
         """Records of which some proof has come to its end."""
@@ -240,8 +236,8 @@ class Keyring:
             if peer.node is not None and peer.record.until <= now:
                 peer.record = read_record(peer.node, self._rules)
 
-    def _judge_anew(self) -> None:
-        """Every record, by the secrets that are good now."""
+    def judge_anew(self) -> None:
+        """Every record, by what is good now."""
         good = (*self._secrets, *self._leaving)
         self._rules = replace(self._rules, secrets=good)
         for peer in self._peers.values():
@@ -255,7 +251,7 @@ class Keyring:
                 self._leaving[secret] = now
             elif now >= since + GRACE_SECONDS:
                 del self._leaving[secret]
-                self._judge_anew()
+                self.judge_anew()
 
     # --- what ought to be ---------------------------------------------------------------------
 

@@ -88,6 +88,11 @@ class Svid:
         return min(each.not_valid_after_utc for each in self.chain).timestamp()
 
     @property
+    def since(self) -> float:
+        """When the last of its certificates begins."""
+        return max(each.not_valid_before_utc for each in self.chain).timestamp()
+
+    @property
     def der(self) -> bytes:
         """The chain as it travels."""
         return b"".join(each.public_bytes(Encoding.DER) for each in self.chain)

@@ -128,6 +128,13 @@ class Rejected(msgspec.Struct, frozen=True):
     why: str
 
 
+class Svid(msgspec.Struct, frozen=True):
+    """Who the node is, by SPIFFE."""
+
+    id: str
+    until: str = ""
+
+
 class Status(msgspec.Struct, frozen=True):
     """The answer to `status`."""
 
@@ -139,6 +146,7 @@ class Status(msgspec.Struct, frozen=True):
     engine_why: str | None = None
     ciphers: tuple[str, ...] = ()
     key_mode: str = ""
+    svid: Svid | None = None
     datapath: Datapath = Datapath()
     peers: tuple[Peer, ...] = ()
     tables: tuple[Lag, ...] = ()

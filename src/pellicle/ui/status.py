@@ -73,6 +73,7 @@ def peers_not_ready(peers: Sequence[Peer]) -> Iterator[Text]:
 
 _MODES = {
     "cluster": "agreed on by themselves; whoever may write records is believed (cluster)",
+    "spiffe": "agreed on by themselves; offers are signed with the nodes' X.509-SVIDs (spiffe)",
     "psk": "agreed on by themselves; offers are proven with the pre-shared secret (psk)",
 }
 
@@ -85,6 +86,7 @@ def _facts(answer: Status) -> RenderableType:
         ("engine", _engine(answer)),
         ("offload", _offload(answer)),
         ("keys", _MODES.get(answer.key_mode, answer.key_mode)),
+        ("identity", f"{answer.svid.id} until {answer.svid.until}" if answer.svid else ""),
         ("uplink", f"{path.uplink}, {path.attach}" if path.uplink else ""),
         ("pod MTU", ", ".join(f"{size} {family}" for size, family in sizes if size)),
         ("pods here", str(answer.endpoints)),
