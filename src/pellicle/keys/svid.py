@@ -42,6 +42,15 @@ _HASHES: dict[type[ec.EllipticCurve], type[hashes.HashAlgorithm]] = {
     ec.SECP384R1: hashes.SHA384,
     ec.SECP521R1: hashes.SHA512,
 }
+_UNREADABLE = (
+    ValueError,
+    TypeError,
+    UnsupportedAlgorithm,
+    x509.InvalidVersion,
+    x509.DuplicateExtension,
+    x509.UnsupportedGeneralNameType,
+)
+"""What cryptography says of a certificate that is none, whenever it comes to look."""
 _CERTIFICATE_HASHES = {"sha256", "sha384", "sha512"}
 _UNDERSTOOD = {
     ExtensionOID.BASIC_CONSTRAINTS,
@@ -122,7 +131,7 @@ def read_certificates(raw: bytes, most: int = MOST_CERTIFICATES) -> tuple[x509.C
         return tuple(x509.load_der_x509_certificate(each) for each in split_der(raw, most))
     except Malformed as error:
         raise SvidError(str(error)) from None
-    except ValueError:
+    except _UNREADABLE:
         raise SvidError("what should be a certificate cannot be read") from None
 
 
@@ -140,10 +149,10 @@ def check_chain(
         _check_issuer(anchor, len(chain) - 1, leaf_id(chain[0]).trust_domain)
         for each in whole:
             _check_time(each, at)
-    except (ValueError, UnsupportedAlgorithm, TypeError) as error:
-        if isinstance(error, SvidError):
-            raise
-        raise SvidError(f"a certificate of its chain cannot be read: {error}") from None
+    except SvidError:
+        raise
+    except _UNREADABLE:
+        raise SvidError("a certificate of its chain cannot be read") from None
     return min(each.not_valid_after_utc for each in whole).timestamp()
 
 
@@ -165,7 +174,7 @@ def usable_key(certificate: x509.Certificate) -> PublicKey:
     """The public key, if signatures by it can be checked at a bounded cost."""
     try:
         key = certificate.public_key()
-    except (ValueError, UnsupportedAlgorithm):
+    except _UNREADABLE:
         raise SvidError("the public key of its certificate cannot be read") from None
     if isinstance(key, rsa.RSAPublicKey):
         if not LEAST_RSA_BITS <= key.key_size <= MOST_RSA_BITS:
@@ -242,7 +251,7 @@ def _check_time(certificate: x509.Certificate, at: datetime) -> None:
 
 
 def _check_critical(certificate: x509.Certificate) -> None:
-    for each in certificate.extensions:
+    for each in _extensions(certificate):
         if each.critical and each.oid not in _UNDERSTOOD:
             raise SvidError(f"its chain has a critical extension not known here: {_name(each)}")
 
@@ -251,9 +260,17 @@ def _name(extension: x509.Extension[x509.ExtensionType]) -> str:
     return str(getattr(extension.oid, "_name", extension.oid.dotted_string))
 
 
+def _extensions(certificate: x509.Certificate) -> x509.Extensions:
+    """They are read only now, so what is wrong with them is seen only now."""
+    try:
+        return certificate.extensions
+    except _UNREADABLE:
+        raise SvidError("the extensions of a certificate of its chain cannot be read") from None
+
+
 def _extension(certificate: x509.Certificate, kind: type[T]) -> T | None:
     try:
-        return certificate.extensions.get_extension_for_class(kind).value
+        return _extensions(certificate).get_extension_for_class(kind).value
     except x509.ExtensionNotFound:
         return None
 
