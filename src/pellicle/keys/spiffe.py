@@ -15,9 +15,9 @@ and its ID is one that the templates give to the node of the record.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import MappingProxyType
+from typing import NamedTuple
 
 from cryptography import x509
 
@@ -49,8 +49,7 @@ _PAIR_SALT = b"pellicle pair salt, X.509-SVID 1"
 Bundles = Mapping[str, tuple[x509.Certificate, ...]]
 
 
-@dataclass(frozen=True, slots=True)
-class News:
+class News(NamedTuple):
     """What another answer of the Workload API changed."""
 
     is_svid_new: bool
