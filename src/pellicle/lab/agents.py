@@ -18,6 +18,7 @@ from contextlib import suppress
 from ipaddress import ip_address
 from typing import Any, Final
 
+from pellicle.config import KeyMode
 from pellicle.facts import Address
 from pellicle.lab import processes
 from pellicle.lab.engines import AUTO
@@ -84,12 +85,22 @@ def configuration(node: LabNode, shape: Shape) -> Mapping[str, Any]:
         **({} if engine == AUTO else {"engine": engine}),
         "pod_cidrs": [str(network) for network in node.pod_cidrs],
         "cluster_cidrs": [str(network) for network in cluster_cidrs(shape.nodes)],
-        "psk_file": str(node.psk),
+        **_proof(node, str(shape.settings.get("key_mode", KeyMode.PSK))),
         "run_dir": str(node.run_dir),
         "state_dir": str(node.run_dir / "state"),
         "bpffs": str(node.bpffs),
         **shape.settings,
     }
+
+
+def _proof(node: LabNode, mode: str) -> Mapping[str, str]:
+    """With what its offers are proven. In a lab of SPIFFE, someone else serves the sockets."""
+    match mode:
+        case KeyMode.SPIFFE:
+            return {"spiffe_socket": str(node.spiffe_socket)}
+        case KeyMode.CLUSTER:
+            return {}
+    return {"psk_file": str(node.psk)}
 
 
 def start(node: LabNode) -> Process:

@@ -128,6 +128,11 @@ class LabNode:
         )
 
     @property
+    def spiffe_socket(self) -> Path:
+        """Of the Workload API, if the lab's agents have their keys from SPIFFE."""
+        return self.run_dir / "spire.sock"
+
+    @property
     def psk(self) -> Path:
         """The agent's pre-shared secret: a link to that of all nodes."""
         return self.run_dir / "psk"

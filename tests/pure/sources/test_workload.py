@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Workload API followed, and what of its answers is believed: a real server on a real socket."""
+"""The Workload API followed, and what of it is believed: a real server on a real socket."""
 
 from __future__ import annotations
 

@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whole nodes that are proven by SVIDs, which live for seconds and are renewed, or are not.
+
+authority ──▶ a Workload API for each node ──Unix socket──▶ agent n1, agent n2
+                                                  n1/p1 ──TCP, numbered UDP──▶ n2/p1
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from pellicle import lab
+from pellicle.lab import agents
+from pellicle.lab.sniffer import Sniffer
+from pellicle.lab.topology import LabNode
+from tests import pace
+from tests.net.loaded import MARKER, address_of, assert_private, load, until
+from tests.spiffe import Authority, Issued, WorkloadApi, response
+
+MakeLab = Callable[..., lab.LabState]
+N1, N2 = LabNode(1), LabNode(2)
+DOMAIN = "example.org"
+SETTINGS = {"key_mode": "spiffe", "drain_seconds": "2s"}
+RENEWALS = 6
+
+
+class Spire:
+    """What SPIRE is to a cluster: one authority, an agent on each node."""
+
+    def __init__(self) -> None:
+        self.authority = Authority(DOMAIN)
+        self.bundle = self.authority.bundle
+        self.apis = {node: WorkloadApi(node.spiffe_socket) for node in (N1, N2)}
+
+    def issue(self, node: LabNode, seconds: float, path: str = "") -> Issued:
+        svid = self.authority.svid(path or f"/pellicle/node/{node.name}", pace.patient(seconds))
+        svid = replace(svid, bundle=self.bundle)
+        self.apis[node].say(response([svid]))
+        return svid
+
+    def issue_all(self, seconds: float) -> None:
+        for node in self.apis:
+            self.issue(node, seconds)
+
+
+@pytest.fixture
+def spire(lab_place: None) -> Iterator[Spire]:
+    made = Spire()
+    with ExitStack() as ends:
+        for node, api in made.apis.items():
+            node.run_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
+            ends.enter_context(api)
+        yield made
+
+
+@contextmanager
+def repeating(act: Callable[[], None], seconds: float) -> Iterator[None]:
+    """`act` so often, beside what goes on."""
+    is_over = threading.Event()
+
+    def repeat() -> None:
+        while not is_over.wait(seconds):
+            act()
+
+    thread = threading.Thread(target=repeat)
+    thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        thread.join()
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_svids_and_roots_are_renewed_under_load_and_nothing_is_lost(
+    make_lab: MakeLab, spire: Spire, family: int
+) -> None:
+    spire.issue_all(10)
+    make_lab(2, 1, settings=SETTINGS)
+    before = pair(N1)
+    renewed: list[str] = []
+
+    def renew() -> None:
+        spire.issue_all(10)
+        renewed.append(svid(N1)["until"])
+
+    with (
+        Sniffer(markers=[MARKER], nonces=True) as wire,
+        load("n1/p1", "n2/p1", family) as run,
+    ):
+        with repeating(renew, pace.patient(3)):
+            until(lambda: len(set(renewed)) >= RENEWALS, "SVIDs are renewed", 120)
+            turn_the_root_over(spire)
+            last = len(renewed)
+            until(lambda: len(renewed) >= last + 3, "SVIDs of the new root are renewed", 60)
+        outcome = run.stop()
+        assert_private(wire)
+        assert wire.reuses() == ()
+    assert outcome.is_intact
+    assert outcome.lost == 0, outcome
+    assert outcome.duplicates == 0
+    assert is_ready(N1)
+    assert is_ready(N2)
+    assert pair(N1) == before, "the same offers, signed anew: the keys went on"
+
+
+def turn_the_root_over(spire: Spire) -> None:
+    """Both roots first, then SVIDs of the new one, then only the new one."""
+    fresh = Authority(DOMAIN, name="root")
+    spire.bundle = spire.authority.bundle + fresh.bundle
+    time.sleep(pace.patient(4))
+    spire.authority = fresh
+    time.sleep(pace.patient(4))
+    spire.bundle = fresh.bundle
+
+
+def test_an_expired_svid_costs_a_node_its_keys_and_a_fresh_one_brings_new_ones(
+    make_lab: MakeLab, spire: Spire
+) -> None:
+    spire.issue_all(3600)
+    make_lab(2, 1, settings=SETTINGS)
+    short = spire.issue(N2, 25)
+    expiry = short.chain[0].not_valid_after_utc.timestamp()
+    until(lambda: svid(N2)["until"].startswith(f"{short.chain[0].not_valid_after_utc:%FT%T}"),
+          "n2 has its short SVID")  # fmt: skip
+    spire.apis[N2].stop()
+    until(lambda: "Workload API" in problems(N2), "n2 says that the API is down")
+    assert "keys go on" in problems(N2)
+    # An agent without an identity takes over what stands, and changes nothing.
+    lab.kill_agent("n2")
+    lab.start_agent("n2", wait=False)
+    until(lambda: "no SVID yet" in problems(N2), "n2's next agent says so")
+    while time.time() < expiry - 3:
+        assert echoes(), "keys go on while the Workload API is down"
+        time.sleep(0.5)
+
+    with Sniffer(markers=[MARKER]) as wire:
+        until(lambda: peer(N1)["state"] == "unverified", "n1 takes the keys away")
+        assert "expired at" in peer(N1)["why"]
+        assert "peer n2 is unverified" in problems(N1)
+        assert 'pellicle_peer_ready{peer="n2"} 0.0' in metrics(N1)
+        until(lambda: not sas_with_n2(), "its SAs go")
+        assert not echoes(), "closed"
+        assert wire.leaks() == ()
+
+    spire.apis[N2].start()
+    spire.issue(N2, 3600)
+    until(lambda: is_ready(N1) and is_ready(N2), "n2 has an SVID again")
+    until(echoes, "and its traffic passes")
+    assert "pellicle_workload_api_up 1.0" in metrics(N2)
+
+
+def test_a_node_with_another_nodes_id_gets_no_keys(make_lab: MakeLab, spire: Spire) -> None:
+    """Refused by its own agent; and where that is told to be content, by the others."""
+    spire.issue_all(3600)
+    make_lab(2, 1, settings=SETTINGS)
+    assert echoes()
+    kept = svid(N2)
+    spire.issue(N2, 3600, "/pellicle/node/n1")
+    until(lambda: "this node is to be" in problems(N2), "its agent refuses it")
+    assert svid(N2) == kept
+    assert echoes(), "it keeps the one that it had"
+
+    config = json.loads(N2.config.read_text())
+    N2.config.write_text(
+        json.dumps({**config, "spiffe_id": f"spiffe://{DOMAIN}/pellicle/{{node}}"}) + "\n"
+    )
+    spire.issue(N2, 3600, "/pellicle/n2")
+    lab.restart_agent("n2", wait=False)
+    with Sniffer(markers=[MARKER]) as wire:
+        until(lambda: peer(N1)["state"] == "unverified", "n1 does not believe it")
+        assert f"is that of spiffe://{DOMAIN}/pellicle/n2, not of" in peer(N1)["why"]
+        until(lambda: not sas_with_n2(), "nothing is left of its keys")
+        assert not echoes()
+        assert wire.leaks() == ()
+
+
+# --- what the nodes say -----------------------------------------------------------------------
+
+
+def svid(node: LabNode) -> Any:
+    return agents.status(node)["svid"]
+
+
+def peer(node: LabNode) -> Any:
+    return agents.status(node)["peers"][0]
+
+
+def pair(node: LabNode) -> str:
+    return str(peer(node)["pair"])
+
+
+def problems(node: LabNode) -> str:
+    return "\n".join(agents.status(node)["problems"])
+
+
+def metrics(node: LabNode) -> str:
+    return str(agents.ask(node, "metrics")[0]["text"])
+
+
+def is_ready(node: LabNode) -> bool:
+    return bool(peer(node)["state"] == "ready")
+
+
+def sas_with_n2() -> list[Any]:
+    return list(agents.ask(N1, "encrypt")[0]["sas"])
+
+
+def echoes() -> bool:
+    wait = str(int(pace.patient(1)))
+    argv = ["ping", "-c", "1", "-W", wait, "-p", MARKER[:16].hex(), address_of("n2/p1", 4)]
+    return lab.exec_("n1/p1", argv) == 0
