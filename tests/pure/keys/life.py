@@ -22,6 +22,7 @@ from pellicle.keys.pairing import (
     SaKey,
 )
 from pellicle.keys.secret import Secret
+from pellicle.keys.trust import Trust
 
 SECRET = Secret.derive(bytes(range(32)))
 ME = NodeName("me")
@@ -47,7 +48,7 @@ def addresses(*texts: str) -> tuple[Address, ...]:
     return tuple(ip_address(text) for text in texts)
 
 
-def offer(name: str, epoch: int, secret: Secret = SECRET) -> Offer:
+def offer(name: str, epoch: int, secret: Trust = SECRET) -> Offer:
     return OwnOffer.make(NodeName(name), Epoch(epoch), DICE(16), DICE, secret).offer
 
 
@@ -59,9 +60,10 @@ def ring_of(
     *at: Address,
     ciphers: tuple[Cipher, ...] = (Cipher.CHACHA20_POLY1305,),
     engine: Engine = Engine.BPF,
+    secret: Trust = SECRET,
     **others: Any,
 ) -> Keyring:
-    return Keyring(LocalNode(ME, at), [SECRET], DICE, ciphers=ciphers, engine=engine, **others)
+    return Keyring(LocalNode(ME, at), [secret], DICE, ciphers=ciphers, engine=engine, **others)
 
 
 @dataclass
@@ -74,11 +76,14 @@ class Life:
     now: float = 1000.0
     ciphers: tuple[Cipher, ...] = (Cipher.CHACHA20_POLY1305,)
     engine: Engine = Engine.BPF
+    secret: Trust = SECRET
     ring: Keyring = field(init=False)
     plan: KeyPlan = field(init=False)
 
     def __post_init__(self) -> None:
-        self.ring = ring_of(MY_ADDRESS, ciphers=self.ciphers, engine=self.engine)
+        self.ring = ring_of(
+            MY_ADDRESS, ciphers=self.ciphers, engine=self.engine, secret=self.secret
+        )
         self.ring.start(self.found, self.up.values())
         self.know(*self.nodes)
 
@@ -163,7 +168,7 @@ class Life:
     def restart(self, **changes: Any) -> Life:
         """The next life, on the same kernel; every inbound SA of ours was in use."""
         seen = {at: replace(sa, first_seen=7, key=b"", salt=b"") for at, sa in self.up.items()}
-        kit = {"ciphers": self.ciphers, "engine": self.engine, **changes}
+        kit = {"ciphers": self.ciphers, "engine": self.engine, "secret": self.secret, **changes}
         return Life(self.nodes, self.plan.offers, seen, self.now, **kit)
 
 
