@@ -16,6 +16,7 @@ from pellicle.keys.derivation import SaKeys
 from pellicle.keys.pairing import Direction, KeyPlan, PeerState
 from pellicle.keys.peer import MOST_PAIRS, outer_addresses
 from pellicle.keys.secret import Secret
+from pellicle.keys.trust import Judgement, Trust
 
 from .life import ANSWER, ASK, ME, Life, addresses, agreed, node, offer, ring_of
 
@@ -196,9 +197,9 @@ def test_ten_thousand_offers_cost_no_proof_and_ten_thousand_records_two_each(
     """Bounded by counting: what one record may cost, however long it is."""
     judged: list[NodeName] = []
 
-    def counted(secrets: Iterable[Secret], name: NodeName, offer: Offer) -> tuple[None, str]:
+    def counted(secrets: Iterable[Trust], name: NodeName, offer: Offer) -> tuple[None, Judgement]:
         judged.append(name)
-        return None, "counted"
+        return None, Judgement("counted")
 
     life = agreed()
     monkeypatch.setattr(peers, "prover", counted)
