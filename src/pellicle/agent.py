@@ -12,27 +12,23 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping, Sequence
-from datetime import UTC, datetime
+from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping
 from functools import partial
 from typing import Any
 
-import msgspec
 import structlog
 
 from pellicle import logs
 from pellicle.answers import Sight, answers
-from pellicle.config import Attach, Config, KeyMode
+from pellicle.config import Attach, Config
 from pellicle.datapath import door, endpoints, ipcache, programs, xfrm_device
 from pellicle.datapath.door import DoorsTarget, DoorTarget
 from pellicle.datapath.programs import ProgramTarget, Words
 from pellicle.datapath.xfrm_device import XfrmDeviceTarget
 from pellicle.encryption import engine, others, policies
 from pellicle.encryption import table as encryption_table
-from pellicle.encryption.keying import Keying
 from pellicle.encryption.paths import PathMtus
 from pellicle.encryption.policies import PolicyTarget
-from pellicle.encryption.probe import send_probe
 from pellicle.encryption.routes import (
     ANY_LENGTH,
     RoutePlan,
@@ -41,7 +37,6 @@ from pellicle.encryption.routes import (
 )
 from pellicle.encryption.sas import SaTarget
 from pellicle.encryption.states import States
-from pellicle.encryption.svids import Svids
 from pellicle.facts import (
     Engine,
     Node,
@@ -57,11 +52,9 @@ from pellicle.kernel.bpf import Object, RingBuffer, ensure_bpffs
 from pellicle.kernel.bpf.attach import Mode
 from pellicle.kernel.netlink import Netlink
 from pellicle.kernel.xfrm import Xfrm, XfrmChanges
-from pellicle.keys.history import KeyEvent, progress
-from pellicle.keys.pairing import Keyring, LocalNode, ProbeKind
-from pellicle.keys.secret import SecretError, no_secret
-from pellicle.keys.spiffe import Spiffe
-from pellicle.keys.trust import Trust
+from pellicle.keyhold import NO_KEYS, NodeKeys
+from pellicle.keys.pairing import LocalNode, ProbeKind
+from pellicle.keys.secret import SecretError
 from pellicle.pods import PodPorts
 from pellicle.serve import CallError, Request, listen, serve
 from pellicle.sources import systemd, uplink
@@ -70,22 +63,15 @@ from pellicle.sources.cni_spec import CniError
 from pellicle.sources.directory import Directory
 from pellicle.sources.links import links, snapshot
 from pellicle.sources.record import RecordTarget
-from pellicle.sources.secrets import SecretFile, SecretFileError
-from pellicle.sources.trail import Trail
-from pellicle.sources.workload import NoGrpc, WorkloadApi
+from pellicle.sources.secrets import SecretFileError
+from pellicle.sources.workload import NoGrpc
 from pellicle.table import Reconciler, Table, derive, reconcile
 from pellicle.tables import Tables
 
 EVENTS_AT_ONCE = 4096
 """Then everything else has its turn, however fast they come."""
 WATCH_SECONDS = 5.0
-LEAST_WATCH_SECONDS, MOST_WATCH_SECONDS = 1.0, 60.0
-BUSIEST_PPS = 1 << 22
-"""No SA sends more packets a second."""
-MOST_OCTETS = 1 << 46
-"""Under one key: 2^42 blocks of AES, far from where their number would tell anything (2^64)."""
-
-ROTATE_LOOK_SECONDS = 0.1
+"""How often path MTUs are tried again."""
 DOUBT_SECONDS = 0.5
 """Between two looks at what somebody else is taking away."""
 
@@ -104,9 +90,8 @@ class Agent:
         self._tables = Tables()
         self._netlink = Netlink()
         self._uplink = uplink.find(self._netlink, config.uplink, config.addresses)
-        path = config.psk_file if config.enable_encrypt_l3 else None
-        self._secrets = None if path is None else SecretFile(path)
         self._choice = engine.choose_for(config)
+        self._keys = self._make_keys() if config.enable_encrypt_l3 else None
         self._socket = listen(config.run_dir / "agent.sock")
         self._bpf = self._load()
         self._decoder = Decoder.of(self._bpf.btf)
@@ -121,11 +106,6 @@ class Agent:
         self._programs = ProgramTarget(self._bpf, config.bpffs / "links", mode.get(config.attach))
         self._states = States.open(self._uplink.name, config.ipsec_offload)
         self._sas = SaTarget(self._bpf, self._states)
-        self._trail = Trail(config.state_dir / "keys.jsonl")
-        self._trail_problem = ""
-        self._spiffe = self._make_spiffe()
-        self._keying = self._make_keying() if config.enable_encrypt_l3 else None
-        self._svids = self._make_svids()
         self._hooks = self._reconciler(self._tables.hooks, self._programs, self._tables.hooks_up)
         self._cni = Cni(
             self._name,
@@ -185,21 +165,14 @@ class Agent:
         yield derive(t.encrypt, encryption_table.plan, [t.sends, t.nodes, t.passable])
         yield from self._kernel_ipsec()
         self._paths.forget()
-        if self._keying is None:
+        if self._keys is None:
             for table in (t.sas, t.sends, t.rules, t.routes, t.peers):
                 table.replace({})
             self._publish(())
             return
         t.rules.replace(route.rules())
         yield derive(t.routes, route.routes, [t.nodes, t.links, t.paths, t.encrypt_up])
-        if self._svids is None:
-            yield self._keying.run()
-        else:
-            yield self._svids.follow()
-            yield self._svids.keys()
-        if self._secrets is not None:
-            yield self._follow_secrets(self._secrets, self._keying)
-        yield self._watch_counters(self._keying)
+        yield from self._keys.work(self._sas)
         yield self._watch_paths()
 
     def _kernel_ipsec(self) -> Iterable[Coroutine[Any, Any, None]]:
@@ -262,26 +235,14 @@ class Agent:
         self._sight.history.add(flows, self._tables.names.rows)
         for event in decoded.events:
             match event:
-                case SaConfirmed() if self._keying:
-                    self._keying.confirmed(event.pair)
-                case ProbeSeen() if self._keying:
-                    self._keying.probed(event.pair, ProbeKind[event.kind.upper()])
+                case SaConfirmed() if self._keys:
+                    self._keys.keying.confirmed(event.pair)
+                case ProbeSeen() if self._keys:
+                    self._keys.keying.probed(event.pair, ProbeKind[event.kind.upper()])
                 case PathMtu():
                     self._paths.narrow(
                         event.destination, event.mtu, self._tables.nodes.rows.values()
                     )
-
-    async def _watch_counters(self, keying: Keying) -> None:
-        """SAs that near their last packet or byte."""
-        limit = self._config.sa_packet_limit
-        # All SAs of thousands of peers are read: no more often than the fastest could need it.
-        seconds = min(max(limit / 4 / BUSIEST_PPS, LEAST_WATCH_SECONDS), MOST_WATCH_SECONDS)
-        while True:
-            await asyncio.sleep(seconds)
-            for count in self._sas.counts():
-                is_spent = count.sequence > limit // 2 or count.octets > MOST_OCTETS
-                if count.direction == "out" and is_spent:
-                    keying.spent(count.pair)
 
     async def _watch_paths(self) -> None:
         """Path MTUs that are to be tried again."""
@@ -301,75 +262,9 @@ class Agent:
 
     # --- keys ---------------------------------------------------------------------------------
 
-    async def _follow_secrets(self, file: SecretFile, keying: Keying) -> None:
-        async for known in file.changes():
-            log.info("pre-shared secrets changed", fingerprints=[s.fingerprint for s in known])
-            keying.know(known)
-
-    def _make_spiffe(self) -> Spiffe | None:
-        config = self._config
-        if not config.enable_encrypt_l3 or config.trust is not KeyMode.SPIFFE:
-            return None
-        return Spiffe(self._name, config.spiffe_id, time.time)
-
-    def _make_svids(self) -> Svids | None:
-        if self._spiffe is None or self._keying is None:
-            return None
-        api = WorkloadApi(self._config.spiffe_socket)
-        return Svids(self._spiffe, self._keying, api.responses, lambda: api.problem)
-
-    def _make_keying(self) -> Keying:
-        t, config = self._tables, self._config
-        known: Sequence[Trust] = (self._spiffe or no_secret(),)
-        if self._secrets is not None:
-            known = self._secrets.now
-        ring = Keyring(
-            LocalNode(self._name, self._uplink.addresses),
-            known,
-            os.urandom,
-            ciphers=self._choice.ciphers,
-            engine=self._choice.engine,
-            drain_seconds=config.drain_seconds,
-            packet_limit=config.sa_packet_limit,
-            outer_family=str(config.outer_family),
-            lifetime_seconds=config.key_lifetime,
-        )
-        return Keying(
-            ring, self._name, t.nodes, t.sas_up, t.encrypt_up, t.passable, t.sas, t.sends, t.peers,
-            self._publish, send_probe, time.monotonic, self._tell, _wall,
-        )  # fmt: skip
-
-    def _tell(self, events: Sequence[KeyEvent]) -> None:
-        """Into the log and the trail; who cannot write encrypts all the same, and says so."""
-        for event in events:
-            log.info("keys", **msgspec.to_builtins(event))
-            self._sight.key_events[event.what] += 1
-        try:
-            self._trail.add(events)
-        except OSError as error:
-            self._trail_problem = f"the history of keys cannot be written: {error}"
-        else:
-            self._trail_problem = ""
-
-    async def _answer_rotate(self, _request: Request) -> AsyncIterator[Any]:
-        """How far everybody is, whenever that changes, until all have moved or are stale."""
-        keying = self._keying
-        if keying is None or keying.plan is None or not keying.plan.own:
-            raise CallError(7, "no keys are in use yet: encryption is off, or just begins")
-        last = keying.plan.own[-1].epoch
-        keying.rotate()
-        said = None
-        while True:
-            said, before = progress(keying.plan, last), said
-            if said != before:
-                yield said
-            if said["done"]:
-                return
-            await asyncio.sleep(ROTATE_LOOK_SECONDS)
-
-    async def _answer_history(self, _request: Request) -> AsyncIterator[Any]:
-        for event in await asyncio.to_thread(lambda: list(self._trail.rows())):
-            yield msgspec.to_builtins(event)
+    def _make_keys(self) -> NodeKeys:
+        local = LocalNode(self._name, self._uplink.addresses)
+        return NodeKeys(self._config, local, self._choice, self._tables, self._publish)
 
     def _publish(self, offers: tuple[Offer, ...]) -> None:
         choice = self._choice
@@ -386,7 +281,7 @@ class Agent:
     def _ports(self) -> Datapath:
         ports = PodPorts(
             self._tables, self._hooks, self._netlink, self._uplink, str(self._config.outer_family),
-            self._longest, is_encrypting=self._keying is not None,
+            self._longest, is_encrypting=self._keys is not None,
         )  # fmt: skip
         return Datapath(ports.attach, ports.detach, ports.ready, ports.mtu, self._cni_trouble)
 
@@ -406,12 +301,8 @@ class Agent:
         systemd.notify(os.environ, "READY=1")
 
     def _answers(self) -> Mapping[str, Any]:
-        return {
-            **answers(self._sight),
-            "cni": self._answer_cni,
-            "rotate": self._answer_rotate,
-            "history": self._answer_history,
-        }
+        of_keys = self._keys.answers() if self._keys else NO_KEYS
+        return {**answers(self._sight), **of_keys, "cni": self._answer_cni}
 
     async def _answer_cni(self, request: Request) -> AsyncIterator[Any]:
         try:
@@ -420,26 +311,24 @@ class Agent:
             raise CallError(error.code, error.message, error.hint) from error
 
     def _make_sight(self) -> Sight:
-        t = self._tables
+        t, keys = self._tables, self._keys
         return Sight(
             self._config, self._uplink.name, self._choice, self._longest, self._bpf,
-            self._decoder, self._programs, self._sas, self._states, self._keying, t.peers,
-            t.nodes, t.endpoints, t.names, t.links, self._all_rejected, self._reconcilers,
-            History(), self._problems, svids=self._svids,
+            self._decoder, self._programs, self._sas, self._states, keys.keying if keys else None,
+            t.peers, t.nodes, t.endpoints, t.names, t.links, self._all_rejected,
+            self._reconcilers, History(), self._problems,
+            *((keys.svids, keys.told) if keys else ()),
         )  # fmt: skip
 
     def _all_rejected(self) -> tuple[Rejected, ...]:
-        of_secrets = self._secrets.rejected if self._secrets else ()
-        of_svids = self._spiffe.rejected if self._spiffe else ()
-        return (*self._rejected, *self._pending, *of_secrets, *of_svids)
+        of_keys = self._keys.rejected() if self._keys else ()
+        return (*self._rejected, *self._pending, *of_keys)
 
     def _problems(self) -> Iterable[str]:
         if self._directory.problem:
             yield self._directory.problem
-        if self._svids is not None:
-            yield from self._svids.problems()
-        if self._trail_problem:
-            yield self._trail_problem
+        if self._keys is not None:
+            yield from self._keys.problems()
         if self._tables.nodes.listed and self._name not in self._tables.nodes.rows:
             yield f"the record of this node, {self._name}, is not in force: see what is rejected"
 
@@ -468,10 +357,6 @@ class Agent:
         made: Reconciler[Any, Any] = Reconciler(wanted, target, up, once=once)
         self._reconcilers.append(made)
         return made
-
-
-def _wall() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 class CannotStart(Exception):  # noqa: N818  it is an answer for the operator
