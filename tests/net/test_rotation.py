@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import subprocess
 import sys
 import time
@@ -21,7 +22,7 @@ import pytest
 from pellicle import lab
 from pellicle.lab import agents
 from pellicle.lab.sniffer import Sniffer
-from pellicle.lab.topology import PSK, LabNode
+from pellicle.lab.topology import CLUSTER, PSK, LabNode
 from tests import pace
 from tests.net.loaded import MARKER, assert_private, load, until
 
@@ -79,6 +80,37 @@ def test_keys_that_somebody_wants_to_be_others(make_lab: MakeLab, family: int) -
     assert used[-1]["local_epoch"] == before[N1] + 2
     lab.restart_agent("n1")
     assert [json.loads(row) for row in pellicle_history("n1")][: len(told)] == told
+
+
+@both
+def test_agents_that_die_while_keys_change(make_lab: MakeLab, family: int) -> None:
+    """At any moment of a rotation, all three of them, and two at once."""
+    make_lab(3, 1, settings={"key_lifetime": f"{LIFETIME}s", "drain_seconds": f"{DRAIN}s"})
+    dice = random.Random(family)
+    with loaded(family):
+        for victims in (["n1"], ["n2"], ["n3"], ["n1", "n2"], ["n1"], ["n2"]):
+            time.sleep(pace.patient(dice.uniform(0, LIFETIME)))
+            for victim in victims:
+                lab.kill_agent(victim)
+            for victim in victims:
+                lab.start_agent(victim, wait=victim is victims[-1])
+    until(lambda: all(pairs(node) <= 2 * 3 for node in NODES), "old keys are gone", 60)
+
+
+def test_records_that_come_back_from_the_past(make_lab: MakeLab) -> None:
+    """Somebody who may write the directory replays what n2 once said."""
+    make_lab(3, 1)
+    (record,) = (path for path in CLUSTER.rglob("*.yaml") if path.stem == "n2")
+    with loaded(4):
+        for _ in range(3):
+            old, before = record.read_text(), newest(N2)
+            pellicle("encrypt", "rotate", "--node", "n2")
+            assert newest(N2) == before + 1
+            forged = record.with_name(".forged")
+            forged.write_text(old)
+            forged.rename(record)
+            until(lambda old=old: record.read_text() != old, "n2 says again what is so")  # type: ignore[misc]
+        until(lambda: all(is_settled(node) for node in NODES), "all is well")
 
 
 @both
