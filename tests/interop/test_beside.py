@@ -68,7 +68,7 @@ def two(request: pytest.FixtureRequest, lab_place: None) -> Iterator[None]:
 @both
 @pytest.mark.parametrize("there", [NODE, STRANGER], ids=["to another node", "to a stranger"])
 def test_a_tunnel_by_hand_goes_on(two: None, there: End, family: int) -> None:
-    """While the agent starts anew, and while all of Pellicle's IPsec is taken away."""
+    """Also after the agent has started anew, and after all of Pellicle's IPsec was taken away."""
     with tunnel(HERE, there, family):
         until(lambda: echoes(HERE, there), "the agent knows of it", 10)
         # The sniffer sits where the stranger does, and hears what that decrypts.
