@@ -18,12 +18,14 @@ from typing import Any
 import pytest
 
 from pellicle import lab
-from pellicle.lab import agents
+from pellicle.facts import NodeName
+from pellicle.lab import agents, topology
 from pellicle.lab.sniffer import Sniffer
 from pellicle.lab.topology import LabNode
+from pellicle.sources.shelf import Shelf
 from tests import pace
 from tests.net.loaded import MARKER, address_of, assert_private, load, until
-from tests.spiffe import Authority, Issued, WorkloadApi, response
+from tests.spiffe import Authority, Issued, WorkloadApi, der, response
 
 MakeLab = Callable[..., lab.LabState]
 N1, N2 = LabNode(1), LabNode(2)
@@ -131,6 +133,7 @@ def test_an_expired_svid_costs_a_node_its_keys_and_a_fresh_one_brings_new_ones(
     expiry = short.chain[0].not_valid_after_utc.timestamp()
     until(lambda: svid(N2)["until"].startswith(f"{short.chain[0].not_valid_after_utc:%FT%T}"),
           "n2 has its short SVID")  # fmt: skip
+    until(lambda: is_in_record(N2, short), "and its record is proven with it")
     spire.apis[N2].stop()
     until(lambda: "Workload API" in problems(N2), "n2 says that the API is down")
     assert "keys go on" in problems(N2)
@@ -188,6 +191,15 @@ def test_a_node_with_another_nodes_id_gets_no_keys(make_lab: MakeLab, spire: Spi
 
 def svid(node: LabNode) -> Any:
     return agents.status(node)["svid"]
+
+
+def is_in_record(node: LabNode, issued: Issued) -> bool:
+    """Whether the others can read that the node's offers are signed with this SVID."""
+    leaf = der(issued.chain[0])
+    shelf = Shelf(topology.CLUSTER)
+    shelf.look_everywhere()
+    offers = shelf.world().nodes[NodeName(node.name)].offers
+    return bool(offers) and all(leaf in offer.proof for offer in offers)
 
 
 def peer(node: LabNode) -> Any:
