@@ -11,6 +11,7 @@ name constraints are refused. The chain must stand in order; no path is searched
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -25,6 +26,7 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
     load_der_private_key,
 )
+from cryptography.utils import CryptographyDeprecationWarning
 from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID
 
 from pellicle.wire.spiffe import MOST_CERTIFICATES, Malformed, RawSvid, split_der
@@ -49,6 +51,7 @@ _UNREADABLE = (
     x509.InvalidVersion,
     x509.DuplicateExtension,
     x509.UnsupportedGeneralNameType,
+    CryptographyDeprecationWarning,
 )
 """What cryptography says of a certificate that is none, whenever it comes to look."""
 _CERTIFICATE_HASHES = {"sha256", "sha384", "sha512"}
@@ -128,11 +131,23 @@ def verify(leaf: x509.Certificate, signature: bytes, message: bytes) -> None:
 def read_certificates(raw: bytes, most: int = MOST_CERTIFICATES) -> tuple[x509.Certificate, ...]:
     """DER certificates that stand one after the other."""
     try:
-        return tuple(x509.load_der_x509_certificate(each) for each in split_der(raw, most))
+        return tuple(_read(each) for each in split_der(raw, most))
     except Malformed as error:
         raise SvidError(str(error)) from None
     except _UNREADABLE:
         raise SvidError("what should be a certificate cannot be read") from None
+
+
+def _read(raw: bytes) -> x509.Certificate:
+    with warnings.catch_warnings():
+        # What the library reads all the same, for now, and RFC 5280 forbids.
+        warnings.simplefilter("error", CryptographyDeprecationWarning)
+        certificate = x509.load_der_x509_certificate(raw)
+    # The only octet that no signature covers and no parser judges: the bits that the last octet
+    # of the signature, a BIT STRING at the very end, lacks. RFC 5280 has none of such signatures.
+    if raw[-len(certificate.signature) - 1] != 0:
+        raise SvidError("a certificate's signature does not end with an octet")
+    return certificate
 
 
 def check_chain(
