@@ -128,6 +128,23 @@ def restart_agent(node: str) -> None:
         restart(known_node(node).name)
 
 
+@click.command("reboot")
+@node_argument
+def reboot(node: str) -> None:
+    """NODE loses its power and boots again.
+
+    Its pods, its datapath and its keys are gone; the pods are made anew.
+
+    \b
+    Example:
+      pellicle lab reboot n2
+    """
+    with in_lab():
+        from pellicle.lab import reboot as again
+
+        again(known_node(node).name)
+
+
 @click.command("rotate")
 @speaks_json
 def rotate(*, as_json: bool) -> None:
@@ -169,5 +186,6 @@ MEMBERS = (
     start_agent,
     kill_agent,
     restart_agent,
+    reboot,
     rotate,
 )

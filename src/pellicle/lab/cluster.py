@@ -138,8 +138,7 @@ def add_pod(where: str) -> LabPod:
             taken = {each.number for each in state.standing_pods(node)}
             free = next(n for n in range(1, MOST_PODS + 1) if n not in taken)
             pod = LabPod(node, free)
-        if pod.node not in state.standing_nodes():
-            raise LabError(f"there is no node {pod.node.name} in the lab")
+        _standing_node(pod.node.name)
         pods.plug(pod)
         return pod
 
@@ -173,6 +172,44 @@ def restart_agent(
     with locked():
         kill_agent(where, number)
         start_agent(where, wait=wait)
+
+
+def power_off(where: str) -> None:
+    """Node `n1` loses its power, pods and datapath with it; what is on disks stays.
+
+    Those are its records in the directory, its `state_dir`, and what the container runtime knows.
+    """
+    with locked():
+        node = _standing_node(where)
+        places = [node.namespace, *(pod.namespace for pod in state.standing_pods(node))]
+        running = processes.inside(places)
+        cabling.disconnect_node(node)
+        processes.kill(running, patient(STOP_SECONDS))
+        for place in places:
+            netns.delete(place)
+        for path in (node.pid_file, node.socket):
+            path.unlink(missing_ok=True)
+        shutil.rmtree(node.bpffs)
+
+
+def power_on(where: str, *, wait: bool = True) -> None:
+    """Node `n1` boots: its agent starts, and its pods are made anew as soon as that takes them."""
+    with locked():
+        node, shape = node_named(where), state.must_read_shape()
+        cabling.connect_node(node, shape.mtu)
+        agents.configure(node, shape)
+        agents.start(node)
+        for pod in pods.remembered(node):
+            pods.plug_again(pod)
+        if wait:
+            agents.wait_ready([node], shape, state.standing_addresses())
+
+
+def reboot(where: str) -> None:
+    """Node `n1` loses its power and boots again."""
+    with locked():
+        power_off(where)
+        power_on(where)
 
 
 def _make(shape: Shape, progress: Progress) -> None:
@@ -239,6 +276,13 @@ def _strike_off(node: LabNode) -> None:
     for tree in (CLUSTER / "endpoints" / node.name, node.run_dir, node.bpffs):
         if tree.exists():
             shutil.rmtree(tree)
+
+
+def _standing_node(where: str) -> LabNode:
+    node = node_named(where)
+    if node not in state.standing_nodes():
+        raise LabError(f"there is no node {node.name} in the lab")
+    return node
 
 
 def _answers(node: LabNode) -> bool:

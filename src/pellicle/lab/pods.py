@@ -15,6 +15,7 @@ from collections.abc import Collection, Mapping
 from contextlib import suppress
 from ipaddress import ip_interface
 from pathlib import Path
+from time import monotonic, sleep
 from typing import Any, Final
 
 import pellicle
@@ -24,13 +25,14 @@ from pellicle.kernel.netlink import Netlink
 from pellicle.lab import agents, cabling, processes
 from pellicle.lab.errors import LabError
 from pellicle.lab.patience import patient
-from pellicle.lab.topology import POD_NAMESPACE, LabNode, LabPod
+from pellicle.lab.topology import MOST_PODS, POD_NAMESPACE, LabNode, LabPod
 
 CNI_VERSION: Final = "1.1.0"
 NETWORK: Final = "pellicle"
 PLUGIN: Final = "pellicle-cni"
 INTERFACE: Final = "eth0"
 PLUGIN_SECONDS: Final = 30.0
+AGAIN_SECONDS: Final = 0.2
 
 
 def plug(pod: LabPod) -> Mapping[str, Any]:
@@ -53,6 +55,21 @@ def unplug(pod: LabPod, *, is_agent_up: bool = True) -> None:
     netns.delete(pod.namespace)
 
 
+def plug_again(pod: LabPod) -> None:
+    """After a boot: the old one is unplugged, and a new one tried until the agent takes it."""
+    deadline = monotonic() + patient(PLUGIN_SECONDS)
+    while True:
+        unplug(pod)
+        try:
+            plug(pod)
+        except LabError:
+            if monotonic() > deadline or processes.read_pid_file(pod.node.pid_file) is None:
+                raise
+            sleep(AGAIN_SECONDS)
+        else:
+            return
+
+
 def is_plugged(pod: LabPod, known: Collection[Address]) -> bool:
     """Whether the pod has its device, and an agent that has these `known` addresses its own."""
     if pod.namespace not in netns.names() or not addresses(pod):
@@ -68,6 +85,12 @@ def read_result(pod: LabPod) -> Mapping[str, Any] | None:
     except (FileNotFoundError, ValueError):
         return None
     return result if isinstance(result, dict) else None
+
+
+def remembered(node: LabNode) -> list[LabPod]:
+    """The node's pods that a container runtime would know of, by what the plugin answered."""
+    found = [LabPod(node, n) for n in range(1, MOST_PODS + 1)]
+    return [pod for pod in found if pod.result.exists()]
 
 
 def addresses(pod: LabPod) -> tuple[Address, ...]:

@@ -102,12 +102,17 @@ def stop(processes: Iterable[Process], seconds: float) -> tuple[Process, ...]:
     running = [process for process in processes if send_signal(process, signal.SIGTERM)]
     deadline = monotonic() + seconds
     stubborn = tuple(row for row in running if not wait_end(row, deadline - monotonic()))
-    for process in stubborn:
+    kill(stubborn, seconds)
+    return stubborn
+
+
+def kill(processes: Sequence[Process], seconds: float) -> None:
+    """SIGKILL to all; TimeoutError if one does not end of it within `seconds`."""
+    for process in processes:
         send_signal(process, signal.SIGKILL)
-    for process in stubborn:
+    for process in processes:
         if not wait_end(process, seconds):
             raise TimeoutError(f"process {process.pid} does not die, even of SIGKILL")
-    return stubborn
 
 
 def wait_end(process: Process, seconds: float) -> bool:
