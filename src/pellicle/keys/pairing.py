@@ -96,6 +96,8 @@ class Keyring:
         self._sending: frozenset[PairId] | None = None
         self._must_rotate = False
         self._is_listed = False
+        self._looked_at = float("-inf")
+        """At the clock of proofs."""
         self._sas: Mapping[SaKey, Sa] | None = None
         self._refused: tuple[Rejected, ...] = ()
 
@@ -229,9 +231,14 @@ class Keyring:
         if self._own:
             self._own.prove_anew()
 
-    def _judge_expired(self) -> None:
-        """Records of which some proof has come to its end."""
+    def _judge_by_clock(self) -> None:
+        """Records of which some proof has come to its end or its begin; all if it was set back."""
         now = self._secrets[0].now()
+        if now is None:
+            return
+        if now < self._looked_at:
+            self.judge_anew()
+        self._looked_at = now
         for peer in self._peers.values():
             if peer.node is not None and peer.record.until <= now:
                 peer.record = read_record(peer.node, self._rules)
@@ -260,7 +267,7 @@ class Keyring:
         assert self._own, "start() comes first"
         own = self._own
         self._forget_secrets(now)
-        self._judge_expired()
+        self._judge_by_clock()
         sending = self._sending
         if sending is None:
             sending = frozenset(pair.id for pair in self._chosen().values())
@@ -450,10 +457,11 @@ class Keyring:
                 dues.append(newest.published_at + ROTATION_SECONDS)
             if self._must_rotate or self._is_broken(own):
                 dues.append(own.next_at)
-        until = min((peer.record.until for peer in self._peers.values()), default=float("inf"))
-        if until < float("inf"):
-            # Not later than LOOK_SECONDS from now: the clock of proofs may be set forward.
-            dues.append(now + min(LOOK_SECONDS, max(0.1, until - self._secrets[0].now())))
+        clock = self._secrets[0].now()
+        if clock is not None:
+            until = min((peer.record.until for peer in self._peers.values()), default=float("inf"))
+            # Not later than LOOK_SECONDS from now: the clock of proofs may be set.
+            dues.append(now + min(LOOK_SECONDS, max(0.1, until - clock)))
         dues.extend(since + GRACE_SECONDS for since in self._leaving.values() if since is not None)
         for peer in (*self._peers.values(), *self._strays.values()):
             dues.extend(peer.wakes(self._drain, sending))

@@ -49,8 +49,6 @@ class Proven(NamedTuple):
     offer: Offer
     secret: Trust
     """It is proven with."""
-    until: float
-    """When the proof must be judged anew."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +65,8 @@ class Record:
     why: str = ""
     """Why there are no offers."""
     rejected: tuple[Rejected, ...] = ()
-
-    @property
-    def until(self) -> float:
-        """When some proof in it must be judged anew."""
-        return min((each.until for each in self.offers), default=float("inf"))
+    until: float = float("inf")
+    """When some proof in it must be judged anew."""
 
 
 def read_record(node: Node, rules: Rules) -> Record:
@@ -96,9 +91,10 @@ def read_record(node: Node, rules: Rules) -> Record:
         rejected = (Rejected(source, "offers", why),)
         return Record(state=PeerState.UNVERIFIED, why=why, rejected=rejected)
     judged = [(offer, *prover(rules.secrets, node.name, offer)) for offer in node.offers]
+    until = min(said.until for _, _, said in judged)
     good = tuple(
-        Proven(offer, secret, said.until)
-        for offer, secret, said in sorted(judged, key=lambda row: row[0].epoch)
+        Proven(offer, secret)
+        for offer, secret, _ in sorted(judged, key=lambda row: row[0].epoch)
         if secret is not None
     )
     bad = tuple(
@@ -107,8 +103,8 @@ def read_record(node: Node, rules: Rules) -> Record:
         if not secret
     )
     if good:
-        return Record(good, outer, cipher, rejected=bad)
-    return Record(state=PeerState.UNVERIFIED, why=bad[-1].why, rejected=bad)
+        return Record(good, outer, cipher, rejected=bad, until=until)
+    return Record(state=PeerState.UNVERIFIED, why=bad[-1].why, rejected=bad, until=until)
 
 
 def outer_addresses(

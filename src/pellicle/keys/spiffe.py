@@ -134,7 +134,7 @@ class Spiffe:
         try:
             return Judgement(until=self._judge(node, message, proof))
         except SvidError as error:
-            return Judgement(str(error))
+            return Judgement(str(error), error.until)
 
     def _judge(self, node: NodeName, message: bytes, proof: bytes) -> float:
         signature, chain = read_proof(proof)

@@ -66,6 +66,11 @@ _UNDERSTOOD = {
 class SvidError(ValueError):
     """Why a certificate, a chain or an SVID is not good."""
 
+    def __init__(self, why: str, until: float = float("inf")) -> None:
+        """`until`: when it may have become good, as seconds since 1970."""
+        super().__init__(why)
+        self.until = until
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Svid:
@@ -260,7 +265,8 @@ def _anchor_of(last: x509.Certificate, anchors: Sequence[x509.Certificate]) -> x
 def _check_time(certificate: x509.Certificate, at: datetime) -> None:
     begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
     if at < begin:
-        raise SvidError(f"a certificate of its chain is not valid before {_moment(begin)}")
+        why = f"a certificate of its chain is not valid before {_moment(begin)}"
+        raise SvidError(why, until=begin.timestamp())
     if at > end:
         raise SvidError(f"a certificate of its chain expired at {_moment(end)}")
 

@@ -28,8 +28,8 @@ class Trust(Protocol):
     def pair_salt(self) -> bytes:
         """Salts the extraction of the keys of every pair that was proven with it."""
 
-    def now(self) -> float:
-        """The clock by which proofs come to their end."""
+    def now(self) -> float | None:
+        """The clock by which proofs come to their end; None: they do not."""
 
     def prove(self, message: bytes) -> bytes:
         """The proof that this node says `message`."""

@@ -9,11 +9,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
+
+import pytest
 
 from pellicle.facts import Node, NodeName, Offer
 from pellicle.keys.offers import judge, prove
-from pellicle.keys.pairing import PeerState
+from pellicle.keys.pairing import LOOK_SECONDS, PeerState
 from pellicle.keys.spiffe import Spiffe
 from pellicle.wire.spiffe import read_response
 from tests.spiffe import Authority, Issued, response
@@ -58,6 +60,13 @@ class Cluster:
         seconds = (at - self.clock.at).total_seconds()
         self.clock.at = at
         self.life.look(seconds)
+
+    def wake(self) -> None:
+        """Nothing happens until the plan wants to be made again."""
+        wake = self.life.look().wake
+        assert wake is not None
+        assert wake - self.life.now <= LOOK_SECONDS
+        self.life.look(wake - self.life.now)
 
     @property
     def state(self) -> PeerState:
@@ -121,6 +130,35 @@ def test_a_clock_that_is_set_forward_is_noticed() -> None:
     it.clock.at += 24 * HOUR
     it.life.look(wake - it.life.now)
     assert it.state is PeerState.UNVERIFIED
+
+
+@pytest.mark.parametrize("step", [24 * HOUR, -24 * HOUR], ids=["forward", "back"])
+def test_a_clock_that_was_wrong_by_a_day_and_is_set_right_again(step: timedelta) -> None:
+    it = Cluster()
+    it.clock.at += step
+    it.wake()
+    assert it.state is PeerState.UNVERIFIED
+    it.life.look(DRAIN)
+    assert not it.life.plan.sas
+    it.clock.at -= step
+    it.wake()
+    assert it.state is PeerState.CONFIRMING
+    it.life.install()
+    it.life.agree(it.life.pair(2, 1))
+    assert it.state is PeerState.READY
+
+
+def test_an_svid_that_begins_in_a_moment_counts_then() -> None:
+    it = Cluster()
+    it.renew(HALF_PAST + 4 * MINUTE / 60)
+    it.life.know(it.record)
+    assert it.state is PeerState.UNVERIFIED
+    assert "not valid before 2030-01-01 10:30:04" in it.life.keys["n1"].why
+    wake = it.life.plan.wake
+    assert wake is not None
+    assert wake - it.life.now <= 4
+    it.later(HALF_PAST + 4 * MINUTE / 60)
+    assert it.state is PeerState.READY
 
 
 def test_who_comes_back_with_a_good_svid_gets_other_keys() -> None:
