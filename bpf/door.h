@@ -57,7 +57,7 @@ static __always_inline int door_choose(struct __sk_buff *skb, struct scratch *s)
 	s->pair = row->pair;
 	/* the kernel's policies know a node's own addresses for one SA only */
 	if (row->engine != ENGINE_XFRM || !(peer->flags & PEER_NODE))
-		s->number = p->hash & (SAS_PER_PAIR - 1);
+		s->number = p->hash & row->sa_mask;
 	return REASON_NONE;
 }
 

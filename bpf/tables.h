@@ -150,7 +150,7 @@ struct encrypt_key {
 struct encrypt_row {
 	__u64 pair;		/* fingerprint of the two offers: names the SAs in sa_out */
 	__u32 engine;		/* enum engine */
-	__u32 pad;
+	__u32 sa_mask;		/* of the flow hash: which of the pair's SAs */
 };
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);

@@ -93,6 +93,7 @@ def status(sight: Sight) -> dict[str, Any]:
         "engine_why": sight.choice.why,
         "ciphers": sight.choice.ciphers,
         "key_mode": sight.config.trust,
+        "key_derivation": sight.config.ipsec_key_derivation,
         "svid": sight.svids.answer if sight.svids else None,
         "datapath": {
             "attach": ", ".join(sorted(sight.programs.modes)) or "nothing",

@@ -8,7 +8,7 @@ out, and all of them are made at once.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path, PurePath
@@ -23,6 +23,7 @@ from pellicle.settings import (
     CipherChoice,
     EngineChoice,
     IpsecOffload,
+    KeyDerivation,
     KeyMode,
     LogFormat,
     LogLevel,
@@ -42,6 +43,7 @@ __all__ = [
     "EngineChoice",
     "Explained",
     "IpsecOffload",
+    "KeyDerivation",
     "KeyMode",
     "LogFormat",
     "LogLevel",
@@ -98,6 +100,7 @@ class Config:
     cluster_cidrs: tuple[Network, ...]
     key_mode: KeyMode
     psk_file: Path | None
+    ipsec_key_derivation: KeyDerivation
     spiffe_socket: Path
     spiffe_id: tuple[str, ...]
     run_dir: Path
@@ -123,6 +126,11 @@ class Config:
         if self.key_mode is not KeyMode.AUTO:
             return self.key_mode
         return KeyMode.CLUSTER if self.psk_file is None else KeyMode.PSK
+
+    @property
+    def are_keys_manual(self) -> bool:
+        """They are used as they are in the file."""
+        return self.ipsec_key_derivation is KeyDerivation.NONE
 
     def explain(self) -> tuple[Explained, ...]:
         """Each setting, its value, and where it came from."""
@@ -271,12 +279,7 @@ def _contradictions(config: Config) -> Iterator[str]:
     if config.enable_encrypt_l3 and not config.cluster_cidrs:
         why = "without them an unknown pod would be taken for the outside world"
         yield about("cluster_cidrs", f"not set, but enable_encrypt_l3 is: {why}")
-    bpf_ciphers = {CipherChoice.AUTO, CipherChoice.CHACHA20_POLY1305}
-    if config.engine == EngineChoice.BPF and config.cipher not in bpf_ciphers:
-        origin = config.origins.get("engine", _DEFAULT)
-        why = f"the engine bpf (from {origin}) has only {CipherChoice.CHACHA20_POLY1305}"
-        fix = f"leave cipher away, or let engine be {EngineChoice.XFRM} or {EngineChoice.AUTO}"
-        yield about("cipher", f"{config.cipher}, but {why}: {fix}")
+    yield from _of_ciphers(config, about)
     for cidr in config.pod_cidrs:
         if not any(_is_inside(cidr, whole) for whole in config.cluster_cidrs):
             inside = ", ".join(map(str, config.cluster_cidrs)) or "not set"
@@ -288,6 +291,27 @@ def _contradictions(config: Config) -> Iterator[str]:
     families = {str(address.version) for address in config.addresses}
     if families and family not in {OuterFamily.AUTO, *families}:
         yield about("outer_family", f"IPv{family}, but addresses has no IPv{family} address")
+
+
+def _of_ciphers(config: Config, about: Callable[[str, str], str]) -> Iterator[str]:
+    bpf_ciphers = {CipherChoice.AUTO, CipherChoice.CHACHA20_POLY1305}
+    if config.engine == EngineChoice.BPF and config.cipher not in bpf_ciphers:
+        origin = config.origins.get("engine", _DEFAULT)
+        why = f"the engine bpf (from {origin}) has only {CipherChoice.CHACHA20_POLY1305}"
+        fix = f"leave cipher away, or let engine be {EngineChoice.XFRM} or {EngineChoice.AUTO}"
+        yield about("cipher", f"{config.cipher}, but {why}: {fix}")
+    if config.are_keys_manual:
+        yield from _of_manual_keys(config, about)
+
+
+def _of_manual_keys(config: Config, about: Callable[[str, str], str]) -> Iterator[str]:
+    name = "ipsec_key_derivation"
+    if config.trust is not KeyMode.PSK:
+        yield about(name, "none, but there is no psk_file with keys to use as they are")
+    if config.engine is EngineChoice.BPF:
+        yield about(name, "none, but the engine bpf has no AES: let engine be xfrm or auto")
+    if config.cipher is not CipherChoice.AUTO:
+        yield about("cipher", f"{config.cipher}, but the keys in the psk_file are used as they are")
 
 
 def _is_inside(cidr: Network, whole: Network) -> bool:

@@ -14,22 +14,25 @@ import os
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Generic
 
 import msgspec
 import structlog
 
 from pellicle.config import Config, KeyMode
 from pellicle.encryption.engine import Choice
-from pellicle.encryption.keying import Keying
+from pellicle.encryption.keying import Keying, Ring
 from pellicle.encryption.probe import send_probe
 from pellicle.encryption.sas import SaTarget
 from pellicle.encryption.svids import Svids
 from pellicle.facts import Offer, Rejected
+from pellicle.keys import manual
 from pellicle.keys.history import KeyEvent, progress
+from pellicle.keys.manual import LAST_SEQUENCE, ManualKeys
 from pellicle.keys.pairing import Keyring, LocalNode
-from pellicle.keys.secret import no_secret
+from pellicle.keys.secret import L, no_secret, read_line
 from pellicle.keys.spiffe import Spiffe
 from pellicle.keys.trust import Trust
 from pellicle.serve import Answer, CallError, Request
@@ -44,6 +47,10 @@ BUSIEST_PPS = 1 << 22
 MOST_OCTETS = 1 << 46
 """Under one key: 2^42 blocks of AES, far from where their number would tell anything (2^64)."""
 ROTATE_LOOK_SECONDS = 0.1
+MANUAL_WARNING = (
+    "keys are not derived: whoever has the file decrypts everything ever sent under it, any node "
+    "can speak as any other, packets can be replayed, and nothing is confirmed or rotated"
+)
 
 log = structlog.get_logger()
 
@@ -60,13 +67,17 @@ class NodeKeys:
         publish: Callable[[tuple[Offer, ...]], None],
     ) -> None:
         self._config = config
-        self._secrets = SecretFile(config.psk_file) if config.psk_file else None
         self._spiffe = self._make_spiffe(local)
         self._trail = Trail(config.state_dir / "keys.jsonl")
         self._trail_problem = ""
         self.told: Counter[str] = Counter()
         """How often what has become of keys."""
-        self.keying = self._make_keying(local, choice, tables, publish)
+        self._followed: _Followed[Any] | None = None
+        ring, t = self._make_ring(local, choice), tables
+        self.keying = Keying(
+            ring, local.name, t.nodes, t.sas_up, t.encrypt_up, t.passable, t.sas, t.sends, t.peers,
+            publish, send_probe, time.monotonic, self._tell, _wall,
+        )  # fmt: skip
         self.svids = self._make_svids()
 
     def work(self, sas: SaTarget) -> Iterable[Coroutine[Any, Any, None]]:
@@ -76,8 +87,8 @@ class NodeKeys:
         else:
             yield self.svids.follow()
             yield self.svids.keys()
-        if self._secrets is not None:
-            yield self._follow_secrets(self._secrets)
+        if self._followed is not None:
+            yield self._followed.run(self.keying)
         yield self._watch_counters(sas)
 
     def problems(self) -> Iterable[str]:
@@ -89,7 +100,7 @@ class NodeKeys:
 
     def rejected(self) -> tuple[Rejected, ...]:
         """What of the secrets' file and of the Workload API is not used."""
-        of_secrets = self._secrets.rejected if self._secrets else ()
+        of_secrets = self._followed.file.rejected if self._followed else ()
         return (*of_secrets, *(self._spiffe.rejected if self._spiffe else ()))
 
     def answers(self) -> Mapping[str, Answer]:
@@ -97,11 +108,6 @@ class NodeKeys:
         return {"rotate": self._answer_rotate, "history": self._answer_history}
 
     # --- what proves offers -----------------------------------------------------------------------
-
-    async def _follow_secrets(self, file: SecretFile) -> None:
-        async for known in file.changes():
-            log.info("pre-shared secrets changed", fingerprints=[s.fingerprint for s in known])
-            self.keying.know(known)
 
     def _make_spiffe(self, local: LocalNode) -> Spiffe | None:
         if self._config.trust is not KeyMode.SPIFFE:
@@ -114,16 +120,13 @@ class NodeKeys:
         api = WorkloadApi(self._config.spiffe_socket)
         return Svids(self._spiffe, self.keying, api.responses, lambda: api.problem)
 
-    def _make_keying(
-        self,
-        local: LocalNode,
-        choice: Choice,
-        t: Tables,
-        publish: Callable[[tuple[Offer, ...]], None],
-    ) -> Keying:
+    def _make_ring(self, local: LocalNode, choice: Choice) -> Ring:
+        if self._config.are_keys_manual:
+            return self._make_manual(local, choice)
         known: Sequence[Trust] = (self._spiffe or no_secret(),)
-        if self._secrets is not None:
-            known = self._secrets.now
+        file = SecretFile(self._config.psk_file, read_line) if self._config.psk_file else None
+        if file is not None:
+            known = file.now
         ring = Keyring(
             local,
             known,
@@ -135,16 +138,32 @@ class NodeKeys:
             outer_family=str(self._config.outer_family),
             lifetime_seconds=self._config.key_lifetime,
         )
-        return Keying(
-            ring, local.name, t.nodes, t.sas_up, t.encrypt_up, t.passable, t.sas, t.sends, t.peers,
-            publish, send_probe, time.monotonic, self._tell, _wall,
-        )  # fmt: skip
+        if file is not None:
+            self._followed = _Followed(file, ring.know)
+        return ring
+
+    def _make_manual(self, local: LocalNode, choice: Choice) -> ManualKeys:
+        assert self._config.psk_file, "the configuration was checked"
+        file = SecretFile(self._config.psk_file, manual.read_line)
+        keys = ManualKeys(
+            local,
+            file.now,
+            ciphers=choice.ciphers,
+            drain_seconds=self._config.drain_seconds,
+            packet_limit=self._config.sa_packet_limit,
+            outer_family=str(self._config.outer_family),
+        )
+        log.warning(MANUAL_WARNING)
+        self._followed = _Followed(file, keys.know)
+        return keys
 
     # --- what becomes of keys ---------------------------------------------------------------------
 
     async def _watch_counters(self, sas: SaTarget) -> None:
         """SAs that near their last packet or byte."""
         limit = self._config.sa_packet_limit
+        if self._config.are_keys_manual:
+            limit = min(limit, LAST_SEQUENCE)
         # All SAs of thousands of peers are read: no more often than the fastest could need it.
         seconds = min(max(limit / 4 / BUSIEST_PPS, LEAST_WATCH_SECONDS), MOST_WATCH_SECONDS)
         while True:
@@ -171,6 +190,8 @@ class NodeKeys:
         plan = self.keying.plan
         if plan is None or not plan.own:
             raise CallError(7, "no keys are in use yet: they are just being made")
+        if self._config.are_keys_manual:
+            raise CallError(7, "keys are not derived here: a new line in the psk_file is a new key")
         last = plan.own[-1].epoch
         self.keying.rotate()
         said = None
@@ -186,6 +207,21 @@ class NodeKeys:
     async def _answer_history(self, _request: Request) -> AsyncIterator[Any]:
         for event in await asyncio.to_thread(lambda: list(self._trail.rows())):
             yield msgspec.to_builtins(event)
+
+
+@dataclass(frozen=True, slots=True)
+class _Followed(Generic[L]):
+    """A file of secrets, and who is to know them."""
+
+    file: SecretFile[L]
+    know: Callable[[Sequence[L]], None]
+
+    async def run(self, keying: Keying) -> None:
+        """Every change of the file, for ever."""
+        async for known in self.file.changes():
+            log.info("pre-shared secrets changed", fingerprints=[s.fingerprint for s in known])
+            self.know(known)
+            keying.wake()
 
 
 async def _refuse(_request: Request) -> AsyncIterator[Any]:

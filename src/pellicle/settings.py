@@ -54,6 +54,13 @@ class KeyMode(StrEnum):
     SPIFFE = "spiffe"
 
 
+class KeyDerivation(StrEnum):
+    """How the keys of SAs come from what is shared."""
+
+    PAIRWISE = "pairwise"
+    NONE = "none"
+
+
 class Attach(StrEnum):
     """How programs are hung on devices."""
 
@@ -281,6 +288,13 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         _path,
         None,
         "FILE",
+    ),
+    _choice(
+        "ipsec_key_derivation",
+        "Each SA has keys of its own (pairwise), or all nodes use those in the psk_file as they "
+        "are (none): only for peers that were told their keys by hand.",
+        KeyDerivation,
+        KeyDerivation.PAIRWISE,
     ),
     Setting(
         "spiffe_socket",

@@ -130,8 +130,9 @@ class Node:
         """The device that door_xfrm hands packets over to; 0: there is none."""
         self.object.map("doors").update(struct.pack("<I", 0), struct.pack("<I", ifindex))
 
-    def put_encrypt(self, node: str, pair: int, engine: int = BPF) -> None:
-        self.put("encrypt", {"node": addr(node)}, {"pair": pair, "engine": engine})
+    def put_encrypt(self, node: str, pair: int, engine: int = BPF, sas: int = 4) -> None:
+        row = {"pair": pair, "engine": engine, "sa_mask": sas - 1}
+        self.put("encrypt", {"node": addr(node)}, row)
 
     def put_sa_out(
         self, keys: Keys, *, pair: int, number: int, source: str, destination: str, node: str,

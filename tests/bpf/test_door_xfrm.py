@@ -131,6 +131,14 @@ def test_a_flow_keeps_its_sa_and_flows_use_all_of_them(door: Door, inner: int, o
 
 
 @families
+def test_a_pair_with_one_sa_has_all_flows_on_it(door: Door, inner: int, outer: int) -> None:
+    peer = PEERS[outer]
+    door.node.put_encrypt(peer.address, peer.pair, XFRM, sas=1)
+    marks = {door.take(datagram(inner, peer, port), mark=0xE00).mark for port in range(64)}
+    assert marks == {peer.mark_out(0)}
+
+
+@families
 def test_the_choice_is_the_other_engines_too(door: Door, inner: int, outer: int) -> None:
     """A pair that changes its engine changes nothing else."""
     peer, packet = PEERS[outer], datagram(inner, PEERS[outer], 777)

@@ -22,6 +22,7 @@ from pellicle.config import (
     ConfigFile,
     EngineChoice,
     IpsecOffload,
+    KeyDerivation,
     KeyMode,
     LogLevel,
     OuterFamily,
@@ -69,6 +70,7 @@ def test_without_a_word_the_defaults_hold() -> None:
         cluster_cidrs=(),
         key_mode=KeyMode.AUTO,
         psk_file=None,
+        ipsec_key_derivation=KeyDerivation.PAIRWISE,
         spiffe_socket=Path("/run/spire/agent-sockets/spire-agent.sock"),
         spiffe_id=("spiffe://{trust_domain}/pellicle/node/{node}",),
         run_dir=Path("/run/pellicle"),
@@ -189,6 +191,18 @@ BAD: list[tuple[dict[str, Any], str]] = [
     # Together.
     ({**GOOD, "psk_file": None, "key_mode": "psk"}, "psk_file (from default): not set, but"),
     ({**GOOD, "key_mode": "cluster"}, "psk_file (from --psk-file): set, but no secret is used"),
+    (
+        {**GOOD, "psk_file": None, "ipsec_key_derivation": "none"},
+        "ipsec_key_derivation (from --ipsec-key-derivation): none, but there is no psk_file",
+    ),
+    (
+        {**GOOD, "engine": "bpf", "ipsec_key_derivation": "none"},
+        "none, but the engine bpf has no AES: let engine be xfrm or auto",
+    ),
+    (
+        {**GOOD, "cipher": "aes-128-gcm", "ipsec_key_derivation": "none"},
+        "cipher (from --cipher): aes-128-gcm, but the keys in the psk_file are used as they are",
+    ),
     ({**GOOD, "key_mode": "spiffe"}, "psk_file (from --psk-file): set, but no secret is used"),
     ({"spiffe_id": "spiffe://example.org/pellicle"}, "has no {node}: every node could speak"),
     ({"spiffe_id": "spiffe://{node}/n"}, "{node} must stand in the path"),

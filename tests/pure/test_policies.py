@@ -10,9 +10,9 @@ import pytest
 from pellicle.datapath.xfrm_device import IF_ID
 from pellicle.encryption import policies
 from pellicle.encryption import table as encryption_table
-from pellicle.encryption.states import IN_MASK, REPLAY_WINDOW, REQIDS, state_of
+from pellicle.encryption.states import IN_MASK, OUT_MASK, REPLAY_WINDOW, REQIDS, state_of
 from pellicle.encryption.table import EncryptKey, EncryptRow
-from pellicle.facts import Engine
+from pellicle.facts import Engine, PairId, Spi
 from pellicle.keys.rows import Direction, Send
 from pellicle.wire.xfrm import Action, Mark, PolicyDirection, StateFlags
 
@@ -92,6 +92,30 @@ def test_a_pair_of_the_kernels_is_sent_on_only_when_it_is_passable(
     key = EncryptKey(encryption_table.ANY, encryption_table.ANY, PEER.addresses[0])
     assert encryption_table.plan(sends, NODES, ()) == ({key: row} if is_sent else {})
     assert encryption_table.plan(sends, NODES, {PAIR: 7}) == {key: row}
+
+
+def test_until_a_new_pair_is_passable_the_one_before_is_sent_on() -> None:
+    older = PairId(PAIR + 1)
+    sends = {N2: Send(PAIR, Engine.XFRM, sas=1, before=older)}
+    key = EncryptKey(encryption_table.ANY, encryption_table.ANY, PEER.addresses[0])
+    for passable, pair in (({older: 8}, older), ({older: 8, PAIR: 7}, PAIR)):
+        assert encryption_table.plan(sends, NODES, passable) == {
+            key: EncryptRow(pair, Engine.XFRM, 1)
+        }
+    assert encryption_table.plan(sends, NODES, ()) == {}
+
+
+def test_states_of_keys_made_by_hand_are_what_ip_xfrm_makes() -> None:
+    """And of two with one SPI, the packet's mark chooses."""
+    made = (replace(sa(0, each), spi=Spi(3)) for each in (Direction.OUT, Direction.IN))
+    out, into = (state_of(each) for each in made)
+    assert out.key.mark == Mark(7 << 16 | 0xE00, OUT_MASK)
+    assert into.key.mark == Mark(7 << 16 | 0xD00, IN_MASK)
+    assert (out.flags, into.flags) == (
+        StateFlags.AF_UNSPEC,
+        StateFlags.AF_UNSPEC | StateFlags.NOECN,
+    )
+    assert (out.replay_window, into.replay_window) == (0, 0)
 
 
 def test_states_are_what_the_peer_expects() -> None:

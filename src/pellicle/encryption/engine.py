@@ -79,7 +79,9 @@ def choose_for(config: Config) -> Choice:
         return Choice(Engine.BPF, "encryption is off", BPF_CIPHERS)
     if config.engine is EngineChoice.BPF:
         return Choice(Engine.BPF, "asked for", BPF_CIPHERS)
-    return choose(config.engine, config.cipher, look())
+    # Keys that are not derived are for AES-GCM.
+    engine = EngineChoice.XFRM if config.are_keys_manual else config.engine
+    return choose(engine, config.cipher, look())
 
 
 def choose(engine: EngineChoice, cipher: CipherChoice, able: Abilities) -> Choice:

@@ -11,9 +11,10 @@ The only decisions here are when to ask: at each change, each event, and when th
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import structlog
 
@@ -21,9 +22,8 @@ from pellicle.encryption.table import EncryptKey, EncryptRow
 from pellicle.facts import Engine, Node, NodeName, Offer, PairId
 from pellicle.keys import history
 from pellicle.keys.history import KeyEvent
-from pellicle.keys.pairing import KeyPlan, Keyring, PeerKeys, ProbeKind, Sa, SaKey
+from pellicle.keys.pairing import KeyPlan, PeerKeys, ProbeKind, Sa, SaKey
 from pellicle.keys.rows import Direction, Send
-from pellicle.keys.trust import Trust
 from pellicle.table import Table
 
 SETTLE_SECONDS = 0.02
@@ -31,11 +31,27 @@ SETTLE_SECONDS = 0.02
 log = structlog.get_logger()
 
 
+class Ring(Protocol):
+    """What decides about keys: `Keyring`, or `ManualKeys` where nothing is derived."""
+
+    def start(self, published: Iterable[Offer], standing: Iterable[Sa], /) -> None: ...
+    def peers(self, nodes: Mapping[NodeName, Node]) -> None: ...
+    def standing(self, rows: Iterable[Sa]) -> None: ...
+    def sending(self, pairs: Iterable[PairId]) -> None: ...
+    def confirmed(self, pair: PairId) -> None: ...
+    def probe(self, pair: PairId, kind: ProbeKind) -> None: ...
+    def spent(self, pair: PairId) -> None: ...
+    def rotate(self) -> None: ...
+    def prove_anew(self) -> None: ...
+    def judge_anew(self) -> None: ...
+    def plan(self, now: float) -> KeyPlan: ...
+
+
 @dataclass(slots=True)
 class Keying:
     """One node's keys. `publish` writes the own record, `probe` asks or answers on an SA."""
 
-    ring: Keyring
+    ring: Ring
     local: NodeName
     nodes: Table[NodeName, Node]
     standing: Table[SaKey, Sa]
@@ -70,9 +86,8 @@ class Keying:
         self.ring.spent(pair)
         self._event.set()
 
-    def know(self, secrets: Sequence[Trust]) -> None:
-        """The pre-shared secrets are these now."""
-        self.ring.know(secrets)
+    def wake(self) -> None:
+        """The ring was told something."""
         self._event.set()
 
     def prove_anew(self) -> None:

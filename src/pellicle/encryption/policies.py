@@ -19,14 +19,12 @@ from ipaddress import ip_network
 
 from pellicle.datapath.xfrm_device import IF_ID, is_kernel_used
 from pellicle.encryption.routes import DEFAULTS
-from pellicle.encryption.states import mark_of, out_reqid
+from pellicle.encryption.states import OUT_MASK, mark_of, out_reqid
 from pellicle.facts import Address, Engine, Network, Node, NodeName, PairId
 from pellicle.kernel.xfrm import Xfrm
 from pellicle.keys.rows import Direction, Sa, SaKey
 from pellicle.wire.xfrm import Action, Mark, Policy, PolicyDirection, PolicyKey, Template
 
-OUT_MASK = 0xFFFF3F00
-"""Slot, number of the SA and 0xe00."""
 PEER_PRIORITY, LAST_PRIORITY = 1000, 0x7FFFFFFF
 """The kernel takes the policy of the lowest."""
 NODE_SA = 0

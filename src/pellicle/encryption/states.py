@@ -4,6 +4,9 @@
     out   src, dst, spi            reqid, if_id, ESN, hard packet limit
     in    src, dst, spi, mark      the same, replay window 1024, NOECN: `from_xfrm` sees to it
 
+Those of keys that were made by hand have numbers of 32 bits and no replay window, and the outbound
+ones a mark, too: of several with one SPI, a packet's mark names the one.
+
 The mark of an inbound state tells peers apart that have chosen the same SPI: `from_net`, which
 knows the sender, has set it. All that the kernel has no room for (pair, epochs, number, node) is
 in the maps `sa_in` and `sa_out`; see sas.py.
@@ -37,6 +40,8 @@ from pellicle.wire.xfrm import (
 MARK_ENCRYPT, MARK_DECRYPT = 0xE00, 0xD00
 IN_MASK = 0xFFFF0F00
 """Slot and 0xd00; the ECN bits between them are the packet's."""
+OUT_MASK = 0xFFFF3F00
+"""Slot, number of the SA and 0xe00."""
 SLOT_SHIFT, SA_SHIFT = 16, 12
 """As in bpf/tables.h."""
 REQIDS = 0x70650000
@@ -61,7 +66,11 @@ def out_reqid(slot: int) -> int:
 
 def key_of(sa: Sa) -> StateKey:
     """The name of its state."""
-    mark = Mark(mark_of(sa), IN_MASK) if sa.direction is Direction.IN else None
+    mark = None
+    if sa.direction is Direction.IN:
+        mark = Mark(mark_of(sa), IN_MASK)
+    elif sa.is_manual:
+        mark = Mark(mark_of(sa), OUT_MASK)
     return StateKey(sa.source, sa.destination, sa.spi, mark)
 
 
@@ -69,7 +78,11 @@ def state_of(sa: Sa) -> State:
     """Its state, in software."""
     algorithm, bits = ALGORITHMS[sa.cipher]
     is_in = sa.direction is Direction.IN
-    flags = StateFlags.ESN | StateFlags.AF_UNSPEC | (StateFlags.NOECN if is_in else StateFlags(0))
+    flags = StateFlags.AF_UNSPEC | (StateFlags.NOECN if is_in else StateFlags(0))
+    window = 0
+    if not sa.is_manual:
+        flags |= StateFlags.ESN
+        window = REPLAY_WINDOW if is_in else SMALLEST_WINDOW
     return State(
         key_of(sa),
         out_reqid(sa.slot),
@@ -77,7 +90,7 @@ def state_of(sa: Sa) -> State:
         algorithm,
         bits,
         flags,
-        REPLAY_WINDOW if is_in else SMALLEST_WINDOW,
+        window,
         packet_limit=sa.sequence_limit,
         secret=sa.key + sa.salt,
     )
@@ -131,7 +144,8 @@ class States:
 
     def _for_device(self, state: State) -> State:
         """Linux lets no device decrypt for an xfrm interface: what is inbound has an if_id."""
-        if self.device is None or state.key.mark is not None:
+        is_inbound = state.key.mark is not None and state.key.mark.mask == IN_MASK
+        if self.device is None or is_inbound:
             return state
         is_ipv6 = state.key.source.version == 6
         flags = OffloadFlags.IPV6 if is_ipv6 else OffloadFlags(0)

@@ -14,6 +14,7 @@ from pellicle.datapath.address import from_bytes, to_bytes
 from pellicle.datapath.maps import Fields, MapTarget
 from pellicle.facts import Address, Engine, IdentityNumber, Node, NodeName, PairId
 from pellicle.kernel.bpf import Object
+from pellicle.keys.derivation import SAS_PER_PAIR
 from pellicle.keys.rows import Send
 
 ANY = IdentityNumber(0)
@@ -34,6 +35,8 @@ class EncryptRow:
 
     pair: PairId
     engine: Engine
+    sas: int = SAS_PER_PAIR
+    """How many the pair has; a power of two."""
 
 
 def plan(
@@ -46,12 +49,16 @@ def plan(
     `passable`: the pairs of the kernel's whose policies stand.
     """
     return {
-        key_for(nodes[name]): EncryptRow(send.pair, send.engine)
+        key_for(nodes[name]): EncryptRow(pair, send.engine, send.sas)
         for name, send in sends.items()
-        if name in nodes
-        and nodes[name].addresses
-        and (send.engine is Engine.BPF or send.pair in passable)
+        if name in nodes and nodes[name].addresses and (pair := _usable(send, passable)) is not None
     }
+
+
+def _usable(send: Send, passable: Collection[PairId]) -> PairId | None:
+    if send.engine is Engine.BPF or send.pair in passable:
+        return send.pair
+    return send.before if send.before in passable else None
 
 
 def key_for(node: Node) -> EncryptKey:
@@ -71,8 +78,15 @@ def target(bpf: Object) -> MapTarget[EncryptKey, EncryptRow]:
             "destination_identity": key.destination_identity,
             "node": {"bytes": to_bytes(key.node)},
         },
-        lambda _, row: {"pair": row.pair, "engine": numbers[row.engine]},
-        lambda key, row: (_key(key), EncryptRow(PairId(row["pair"]), engines[row["engine"]])),
+        lambda _, row: {
+            "pair": row.pair,
+            "engine": numbers[row.engine],
+            "sa_mask": row.sas - 1,
+        },
+        lambda key, row: (
+            _key(key),
+            EncryptRow(PairId(row["pair"]), engines[row["engine"]], row["sa_mask"] + 1),
+        ),
     )
 
 

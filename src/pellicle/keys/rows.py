@@ -18,6 +18,7 @@ from pellicle.facts import (
     Rejected,
     Spi,
 )
+from pellicle.keys.derivation import FIRST_SPI, SAS_PER_PAIR
 
 
 class Direction(StrEnum):
@@ -110,6 +111,13 @@ class Sa:
     """Standing inbound ones: when the first packet authenticated; 0: none has."""
 
     @property
+    def is_manual(self) -> bool:
+        """Its key was made by hand: only then is the SPI one of those that nobody else may choose
+        (RFC 4303 §2.1).
+        """
+        return self.spi < FIRST_SPI
+
+    @property
     def at(self) -> SaKey:
         return SaKey(
             self.direction, self.pair, self.number, self.spi, self.source, self.destination
@@ -132,7 +140,8 @@ class PeerKeys:
     engine: Engine | None = None
     """Of the pair that is sent on: what encrypts it on this node."""
     confirmed: bool = False
-    """The peer has answered on the newest pair: it sends with these keys too."""
+    """The peer has answered on the newest pair: it sends with these keys too. Manual keys are not
+    answered on, and need not be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +161,10 @@ class Send:
     pair: PairId
     engine: Engine
     """The one that has the pair's SAs."""
+    sas: int = SAS_PER_PAIR
+    """How many it has."""
+    before: PairId | None = None
+    """Another such pair, for as long as the kernel's policies do not lead to `pair` yet."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,9 @@ from __future__ import annotations
 import base64
 import hmac
 import re
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
 
 from pellicle.facts import NodeName
 from pellicle.keys.trust import Judgement
@@ -86,6 +88,21 @@ class Secret:
         return Judgement()
 
 
+class Line(Protocol):
+    """What a line of the file holds."""
+
+    @property
+    def key_id(self) -> int | None: ...
+
+    @property
+    def fingerprint(self) -> str: ...
+
+
+L = TypeVar("L", bound=Line)
+Read = Callable[[int, list[str]], L]
+"""(number of the line, its words) → what it holds, or SecretError."""
+
+
 def no_secret() -> Secret:
     """What stands for one where none is shared: known to everybody, its proofs prove nothing."""
     return Secret.derive(b"pellicle: whoever may write a record is believed")
@@ -93,13 +110,13 @@ def no_secret() -> Secret:
 
 def parse(text: str | bytes) -> Secret:
     """The first secret that `text` (the whole content of the file) holds."""
-    return parse_all(text)[0][0]
+    return parse_all(text, read_line)[0][0]
 
 
-def parse_all(text: str | bytes) -> tuple[tuple[Secret, ...], tuple[SecretError, ...]]:
-    """The secrets that `text` holds, in its order, and what is wrong with the other lines.
+def parse_all(text: str | bytes, read: Read[L]) -> tuple[tuple[L, ...], tuple[SecretError, ...]]:
+    """What the lines of `text` hold, in its order, and what is wrong with the others.
 
-    SecretError when there is none.
+    SecretError when there is nothing good.
     """
     if isinstance(text, bytes):
         try:
@@ -114,30 +131,34 @@ def parse_all(text: str | bytes) -> tuple[tuple[Secret, ...], tuple[SecretError,
     ]
     if not lines:
         raise SecretError("the pre-shared secret is empty")
-    found: dict[str, Secret] = {}
-    wrong: list[SecretError] = []
+    found: dict[str, L] = {}
+    wrong_ones: list[SecretError] = []
     for number, words in lines:
         try:
-            secret = _read(number, words, {each.key_id for each in found.values()})
+            line = read(number, words)
+            _check_id(number, line, found.values())
         except SecretError as error:
-            wrong.append(error)
+            wrong_ones.append(error)
         else:
-            found.setdefault(secret.fingerprint, secret)
+            found.setdefault(line.fingerprint, line)
     if not found:
-        raise wrong[0]
-    return tuple(found.values()), tuple(wrong)
+        raise wrong_ones[0]
+    return tuple(found.values()), tuple(wrong_ones)
 
 
-def _read(number: int, words: list[str], taken: set[int | None]) -> Secret:
+def _check_id(number: int, line: Line, before: Collection[Line]) -> None:
+    if line.key_id is not None and line.key_id in {each.key_id for each in before}:
+        raise wrong(number, f"the key id {line.key_id} is another line's already")
+
+
+def read_line(number: int, words: list[str]) -> Secret:
+    """A secret, from which keys are derived."""
     if len(words) == 1:
         return Secret.derive(_plain(number, words[0]))
-    secret = _classic(number, words)
-    if secret.key_id is not None and secret.key_id in taken:
-        raise _wrong(number, f"the key id {secret.key_id} is another line's already")
-    return secret
+    return _classic(number, words)
 
 
-def _wrong(line: int, cause: str) -> SecretError:
+def wrong(line: int, cause: str) -> SecretError:
     return SecretError(f"line {line} of the pre-shared secret: {cause}")
 
 
@@ -149,28 +170,24 @@ def _plain(line: int, word: str) -> bytes:
         try:
             material = base64.b64decode(word.replace("-", "+").replace("_", "/"), validate=True)
         except ValueError:  # of which binascii.Error is one
-            raise _wrong(line, "neither hex nor base64; was it cut short in copying?") from None
+            raise wrong(line, "neither hex nor base64; was it cut short in copying?") from None
     if len(material) < LEAST_BYTES:
         cause = f"{len(material)} bytes; at least {LEAST_BYTES} random ones are needed"
-        raise _wrong(line, f"{cause} (openssl rand -hex 32)")
-    return _unguessable(line, material)
+        raise wrong(line, f"{cause} (openssl rand -hex 32)")
+    return unguessable(line, material)
 
 
 def _classic(line: int, words: list[str]) -> Secret:
     """`[key id] cipher key icv-bits` or `[key id] hash key cipher key`."""
-    key_id = None
-    matched = _KEY_ID.fullmatch(words[0])
-    if matched:
-        key_id = int(matched[1][:4])
-        if not 1 <= key_id <= LAST_KEY_ID:
-            raise _wrong(line, f"the key id must be 1 to {LAST_KEY_ID}")
+    key_id = read_key_id(line, words[0])
+    if key_id is not None:
         words = words[1:]
     if len(words) == 3:
-        material = _aead(line, words[0], words[1], words[2])
+        material = read_aead(line, words[0], words[1], words[2])
     elif len(words) == 4:
         material = _key(line, words[1]) + _key(line, words[3])
     else:
-        raise _wrong(
+        raise wrong(
             line,
             "expected '<key id> <cipher> <hex key> <tag bits>' or "
             f"'<key id> <hash> <hex key> <cipher> <hex key>', found {len(words)} words "
@@ -178,35 +195,47 @@ def _classic(line: int, words: list[str]) -> Secret:
         )
     if len(material) < LEAST_CLASSIC_BYTES:
         cause = f"{len(material)} key bytes; at least {LEAST_CLASSIC_BYTES} are needed"
-        raise _wrong(line, cause)
-    return Secret.derive(_unguessable(line, material), key_id)
+        raise wrong(line, cause)
+    return Secret.derive(unguessable(line, material), key_id)
 
 
-def _aead(line: int, cipher: str, key: str, tag_bits: str) -> bytes:
+def read_key_id(line: int, word: str) -> int | None:
+    """None: the word is none."""
+    matched = _KEY_ID.fullmatch(word)
+    if not matched:
+        return None
+    key_id = int(matched[1][:4])
+    if not 1 <= key_id <= LAST_KEY_ID:
+        raise wrong(line, f"the key id must be 1 to {LAST_KEY_ID}")
+    return key_id
+
+
+def read_aead(line: int, cipher: str, key: str, tag_bits: str) -> bytes:
+    """Key and salt."""
     if tag_bits not in {"64", "96", "128"}:
-        raise _wrong(line, "the last word must be the tag length: 64, 96 or 128 bits")
+        raise wrong(line, "the last word must be the tag length: 64, 96 or 128 bits")
     material = _key(line, key)
     if cipher == "rfc4106(gcm(aes))" and len(material) not in GCM_KEY_BYTES:
         cause = f"{cipher} takes 40, 56 or 72 hex digits, found {2 * len(material)}"
-        raise _wrong(line, f"{cause}; was the key cut short in copying?")
+        raise wrong(line, f"{cause}; was the key cut short in copying?")
     return material
 
 
 def _key(line: int, word: str) -> bytes:
     matched = _HEX.fullmatch(word)
     if not matched:
-        raise _wrong(line, "a key is not hex; are the words in the right order?")
+        raise wrong(line, "a key is not hex; are the words in the right order?")
     return _unhex(line, matched[1])
 
 
 def _unhex(line: int, digits: str) -> bytes:
     if len(digits) % 2:
-        raise _wrong(line, f"an odd number of hex digits ({len(digits)}): one is missing")
+        raise wrong(line, f"an odd number of hex digits ({len(digits)}): one is missing")
     return bytes.fromhex(digits)
 
 
-def _unguessable(line: int, material: bytes) -> bytes:
+def unguessable(line: int, material: bytes) -> bytes:
     """Only a gross mistake is seen: a placeholder."""
     if len(set(material)) < 4:
-        raise _wrong(line, "hardly any different bytes: a placeholder, not a random key")
+        raise wrong(line, "hardly any different bytes: a placeholder, not a random key")
     return material

@@ -13,9 +13,10 @@ import os
 import stat
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Generic
 
 from pellicle.facts import Rejected
-from pellicle.keys.secret import Secret, SecretError, parse_all
+from pellicle.keys.secret import L, Read, SecretError, parse_all
 
 MAX_SECRET = 4096
 LOOK_SECONDS = 1.0
@@ -25,18 +26,19 @@ class SecretFileError(Exception):
     """The file is there but must not, or cannot, be used as a secret. Says what to do."""
 
 
-class SecretFile:
+class SecretFile(Generic[L]):
     """All secrets in a file, one on each line; `now` is what it held when it last held any."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, read: Read[L]) -> None:
         """SecretFileError, SecretError or OSError when there is nothing to begin with."""
         self.path = path
+        self._read_line = read
         self.rejected: tuple[Rejected, ...] = ()
         """What is wrong with it now, by line."""
         self._seen = _look(path)
         self.now = self._read()
 
-    async def changes(self) -> AsyncIterator[tuple[Secret, ...]]:
+    async def changes(self) -> AsyncIterator[tuple[L, ...]]:
         """What it holds, each time that it is another file, or has another content; without end."""
         while True:
             await asyncio.sleep(LOOK_SECONDS)
@@ -52,8 +54,8 @@ class SecretFile:
                 continue
             yield self.now
 
-    def _read(self) -> tuple[Secret, ...]:
-        found, wrong = parse_all(read_secret(self.path))
+    def _read(self) -> tuple[L, ...]:
+        found, wrong = parse_all(read_secret(self.path), self._read_line)
         self.rejected = tuple(Rejected(str(self.path), "secrets", str(each)) for each in wrong)
         return found
 

@@ -146,6 +146,7 @@ class Status(msgspec.Struct, frozen=True):
     engine_why: str | None = None
     ciphers: tuple[str, ...] = ()
     key_mode: str = ""
+    key_derivation: str = ""
     svid: Svid | None = None
     datapath: Datapath = Datapath()
     peers: tuple[Peer, ...] = ()

@@ -85,7 +85,7 @@ def _facts(answer: Status) -> RenderableType:
     rows: list[tuple[str, str | Text]] = [
         ("engine", _engine(answer)),
         ("offload", _offload(answer)),
-        ("keys", _MODES.get(answer.key_mode, answer.key_mode)),
+        ("keys", _keys(answer)),
         ("identity", f"{answer.svid.id} until {answer.svid.until}" if answer.svid else ""),
         ("uplink", f"{path.uplink}, {path.attach}" if path.uplink else ""),
         ("pod MTU", ", ".join(f"{size} {family}" for size, family in sizes if size)),
@@ -95,6 +95,13 @@ def _facts(answer: Status) -> RenderableType:
         ("events", Text(lost if answer.events_lost else "", "wary")),
     ]
     return facts(rows)
+
+
+def _keys(answer: Status) -> str | Text:
+    if answer.key_derivation == "none":
+        words = "made by hand, the same for all nodes: not derived, not confirmed, no replay window"
+        return Text(words, "wary")
+    return _MODES.get(answer.key_mode, answer.key_mode)
 
 
 def _engine(answer: Status) -> str:

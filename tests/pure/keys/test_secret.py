@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pellicle.keys.secret import Secret, SecretError, parse, parse_all
+from pellicle.keys.secret import Secret, SecretError, parse, parse_all, read_line
 
 BYTES = bytes(range(1, 33))
 MANY = bytes(range(190, 256))
@@ -104,7 +104,7 @@ def test_no_error_quotes_a_key(digits: str) -> None:
 
 def test_lines_keep_their_order_and_count_once() -> None:
     old, new = f"3 rfc4106(gcm(aes)) {GCM} 128", HEX
-    found, wrong = parse_all(f"# the new one first\n{new}\n\n{old}\n{new}\n")
+    found, wrong = parse_all(f"# the new one first\n{new}\n\n{old}\n{new}\n", read_line)
     assert [each.fingerprint for each in found] == [
         parse(new).fingerprint,
         parse(old).fingerprint,
@@ -116,7 +116,7 @@ def test_lines_keep_their_order_and_count_once() -> None:
 def test_a_line_that_is_wrong_is_named_and_the_others_are_good() -> None:
     again = f"3 rfc4106(gcm(aes)) {GCM[::-1]} 128"
     text = f"3 rfc4106(gcm(aes)) {GCM} 128\n00112233\n{again}\n{HEX}"
-    found, wrong = parse_all(text)
+    found, wrong = parse_all(text, read_line)
     assert [each.fingerprint for each in found] == [
         parse(f"3 rfc4106(gcm(aes)) {GCM} 128").fingerprint,
         parse(HEX).fingerprint,
@@ -124,4 +124,4 @@ def test_a_line_that_is_wrong_is_named_and_the_others_are_good() -> None:
     assert ["line 2 of" in str(wrong[0]), "line 3 of" in str(wrong[1])] == [True, True]
     assert "the key id 3 is another line's already" in str(wrong[1])
     with pytest.raises(SecretError, match="line 1 of"):
-        parse_all("00112233\n4455")
+        parse_all("00112233\n4455", read_line)

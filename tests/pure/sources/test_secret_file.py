@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pellicle.keys.secret import Secret, SecretError, parse
+from pellicle.keys.secret import Secret, SecretError, parse, read_line
 from pellicle.sources import secrets
 from pellicle.sources.secrets import SecretFile, SecretFileError
 
@@ -51,7 +51,7 @@ async def rejected(file: SecretFile) -> str:
 
 async def test_another_file_another_content_and_a_link_that_is_turned_over(tmp_path: Path) -> None:
     path = put(tmp_path / "psk", ONE)
-    file = SecretFile(path)
+    file = SecretFile(path, read_line)
     assert names(file.now) == ONES
     async with aclosing(file.changes()) as changes:
         put(path, f"{TWO}\n{ONE}")
@@ -85,7 +85,7 @@ async def test_what_cannot_be_used_changes_nothing_and_is_named(
     tmp_path: Path, spoil: object, why: str
 ) -> None:
     path = put(tmp_path / "psk", ONE)
-    file = SecretFile(path)
+    file = SecretFile(path, read_line)
     async with aclosing(file.changes()) as changes:
         later = asyncio.ensure_future(anext(changes))
         await asyncio.sleep(0)
@@ -100,7 +100,7 @@ async def test_what_cannot_be_used_changes_nothing_and_is_named(
 
 async def test_a_wrong_line_is_named_and_the_others_count(tmp_path: Path) -> None:
     path = put(tmp_path / "psk", ONE)
-    file = SecretFile(path)
+    file = SecretFile(path, read_line)
     async with aclosing(file.changes()) as changes:
         put(path, f"{TWO}\n0011\n{ONE}")
         assert await soon_after(changes) == TWOS + ONES
@@ -110,8 +110,8 @@ async def test_a_wrong_line_is_named_and_the_others_count(tmp_path: Path) -> Non
 
 def test_there_must_be_something_to_begin_with(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="No such file"):
-        SecretFile(tmp_path / "psk")
+        SecretFile(tmp_path / "psk", read_line)
     with pytest.raises(SecretFileError, match="is empty"):
-        SecretFile(put(tmp_path / "psk", ""))
+        SecretFile(put(tmp_path / "psk", ""), read_line)
     with pytest.raises(SecretError, match="line 1"):
-        SecretFile(put(tmp_path / "psk", "0011"))
+        SecretFile(put(tmp_path / "psk", "0011"), read_line)
