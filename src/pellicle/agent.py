@@ -18,7 +18,7 @@ from typing import Any
 
 import structlog
 
-from pellicle import logs
+from pellicle import logs, metrics
 from pellicle.answers import Sight, answers
 from pellicle.config import Attach, Config
 from pellicle.datapath import door, endpoints, ipcache, programs, xfrm_device
@@ -302,7 +302,8 @@ class Agent:
 
     def _answers(self) -> Mapping[str, Any]:
         of_keys = self._keys.answers() if self._keys else NO_KEYS
-        return {**answers(self._sight), **of_keys, "cni": self._answer_cni}
+        of_metrics = {"metrics": partial(metrics.answer, self._sight)}
+        return {**answers(self._sight), **of_metrics, **of_keys, "cni": self._answer_cni}
 
     async def _answer_cni(self, request: Request) -> AsyncIterator[Any]:
         try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the agent's socket answers: status, encryption, flows, maps, metrics.
+"""What the agent's socket answers: status, encryption, flows, maps.
 
 Everything here reads; nothing changes anything. Counters come from the kernel's maps at the
 moment of asking. Keys and salts are never shown.
@@ -33,7 +33,7 @@ from pellicle.flows.kernel_reasons import words_of
 from pellicle.flows.names import Name
 from pellicle.flows.selection import Selection
 from pellicle.kernel.bpf import MapType, Object
-from pellicle.keys.pairing import PeerKeys, PeerState
+from pellicle.keys.pairing import PeerKeys
 from pellicle.serve import CallError, Request
 from pellicle.table import Lag, Reconciler, Table
 
@@ -80,7 +80,7 @@ def status(sight: Sight) -> dict[str, Any]:
     """Health: what is desired and applied, who is a peer, what was dropped."""
     tables = [_lag(each.lag()) for each in sight.reconcilers]
     peers = _peers(sight)
-    counts = _counts(sight)
+    counts = packet_counts(sight)
     problems = [*sight.problems(), *_trouble(sight, tables, peers)]
     is_on = sight.config.enable_encrypt_l3
     state = "off" if not is_on else "degraded" if problems else "on"
@@ -104,13 +104,13 @@ def status(sight: Sight) -> dict[str, Any]:
         "tables": tables,
         "drops": [row for row in counts if row["reason"].startswith("DROP_") and row["packets"]],
         "counts": counts,
-        "kernel_drops": _kernel_drops(sight),
+        "kernel_drops": kernel_drops(sight),
         "offload": _offload(sight),
         "rejected": [_rejected(row) for row in _all_rejected(sight)],
         "endpoints": sum(
             1 for row in sight.endpoints.rows.values() if row.node == sight.config.node_name
         ),
-        "events_lost": _events_lost(sight),
+        "events_lost": events_lost(sight),
         "problems": problems,
     }
 
@@ -291,7 +291,8 @@ def _ago(moment: float) -> str:
     return datetime.fromtimestamp(wall, UTC).isoformat(timespec="seconds")
 
 
-def _counts(sight: Sight) -> list[dict[str, Any]]:
+def packet_counts(sight: Sight) -> list[dict[str, Any]]:
+    """Packets and bytes by reason, all reasons."""
     summed = sight.bpf.map("counts").values_summed()
     rows = []
     for number, reason in sight.decoder.reasons.items():
@@ -309,7 +310,7 @@ def _counts(sight: Sight) -> list[dict[str, Any]]:
     return rows
 
 
-def _kernel_drops(sight: Sight) -> list[dict[str, Any]]:
+def kernel_drops(sight: Sight) -> list[dict[str, Any]]:
     """What the kernel's IPsec has dropped in this namespace, ours or not."""
     counted = sight.states.xfrm.errors() if sight.states else {}
     return [
@@ -331,7 +332,8 @@ def _offload(sight: Sight) -> dict[str, Any]:
     return {"states": sight.states.offloaded, "why": sight.states.software_why}
 
 
-def _events_lost(sight: Sight) -> int:
+def events_lost(sight: Sight) -> int:
+    """Events that the ring buffer had no room for."""
     return sum(value[0] for value in sight.bpf.map("lost_events").values_summed().values())
 
 
@@ -384,63 +386,9 @@ def answers(sight: Sight) -> dict[str, Callable[[Request], AsyncIterator[Any]]]:
         "encrypt": lambda _: one(encrypt(sight)),
         "flows": lambda request: flows(sight, request),
         "map": lambda request: _each(maps(sight, request.arguments.get("name"))),
-        "metrics": lambda _: one({"text": metrics(sight)}),
     }
 
 
 async def _each(rows: Iterable[Any]) -> AsyncIterator[Any]:
     for row in rows:
         yield row
-
-
-def metrics(sight: Sight) -> str:
-    """Prometheus exposition of the datapath's counters and the tables' lag."""
-    from prometheus_client import CollectorRegistry, generate_latest  # noqa: PLC0415  0.1 s
-    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily  # noqa: PLC0415
-
-    packets = CounterMetricFamily("pellicle_packets", "by reason", labels=["verdict", "reason"])
-    octets = CounterMetricFamily("pellicle_bytes", "by reason", labels=["verdict", "reason"])
-    for row in _counts(sight):
-        packets.add_metric([row["verdict"], row["reason"]], row["packets"])
-        octets.add_metric([row["verdict"], row["reason"]], row["bytes"])
-    desired = GaugeMetricFamily("pellicle_rows_desired", "rows wanted", labels=["table"])
-    applied = GaugeMetricFamily("pellicle_rows_applied", "of them standing", labels=["table"])
-    healed = CounterMetricFamily("pellicle_rows_healed", "drift put right", labels=["table"])
-    for lag in (reconciler.lag() for reconciler in sight.reconcilers):
-        desired.add_metric([lag.table], lag.desired)
-        applied.add_metric([lag.table], lag.applied)
-        healed.add_metric([lag.table], lag.healed)
-    ready = GaugeMetricFamily("pellicle_peer_ready", "1: can be sent to", labels=["peer"])
-    for name, peer in sight.peers.rows.items():
-        ready.add_metric([name], float(peer.state is PeerState.READY))
-    keys = CounterMetricFamily("pellicle_key_events", "of offers and peers", labels=["what"])
-    for what, number in sight.key_events.items():
-        keys.add_metric([what], number)
-    states = GaugeMetricFamily("pellicle_peers", "by the state of their keys", labels=["state"])
-    counted = Counter(peer.state for peer in sight.peers.rows.values())
-    for state in PeerState:
-        states.add_metric([state.value], counted[state])
-    lost = CounterMetricFamily("pellicle_events_lost", "flow events without room")
-    lost.add_metric([], _events_lost(sight))
-    kernel = CounterMetricFamily(
-        "pellicle_kernel_drops", "by the kernel's IPsec, ours or not", labels=["reason"]
-    )
-    for row in _kernel_drops(sight):
-        kernel.add_metric([row["reason"]], row["packets"])
-
-    until = GaugeMetricFamily("pellicle_svid_until_seconds", "since 1970: when our SVID expires")
-    heard = GaugeMetricFamily("pellicle_workload_api_up", "1: SVIDs are followed")
-    renewals = CounterMetricFamily("pellicle_svid_renewals", "SVIDs taken, the first one too")
-    if (svids := sight.svids) is not None:
-        until.add_metric([], svids.spiffe.svid.until if svids.spiffe.svid else 0.0)
-        heard.add_metric([], float(svids.api_problem() is None))
-        renewals.add_metric([], svids.renewals)
-
-    class Collector:
-        def collect(self) -> Iterable[Any]:
-            yield from (packets, octets, desired, applied, healed, ready, lost, kernel)
-            yield from (keys, states, until, heard, renewals)
-
-    registry = CollectorRegistry()
-    registry.register(Collector())
-    return generate_latest(registry).decode()
