@@ -32,6 +32,7 @@ from pellicle.wire.xfrm import Policy, PolicyKey
 PEERS: Final = 5000
 SAS: Final = 4
 OWN: Final = IPv4Address("192.0.2.1")
+USED: Final = {Engine.XFRM: True}
 
 T = TypeVar("T")
 
@@ -68,7 +69,7 @@ class Crowd:
         peers = range(1, PEERS + 1)
         nodes = {node.name: node for node in map(node_of, peers)}
         sas = {key: sa for peer in peers for key, sa in sas_of(peer).items()}
-        rows = policies.plan(Engine.XFRM, sas, nodes)
+        rows = policies.plan(USED, sas, nodes)
         for node in self._nodes:
             lab.kill_agent(node.name)
             with Xfrm(node.namespace) as xfrm:
@@ -102,7 +103,7 @@ def run(peers: int, xfrm: Xfrm) -> dict[str, float]:
     sas = {key: sa for peer in range(1, peers + 1) for key, sa in sas_of(peer).items()}
     desired: Table[PolicyKey, Policy] = Table("policies")
     took: dict[str, float] = {}
-    rows, took["plan"] = timed(lambda: policies.plan(Engine.XFRM, sas, nodes))
+    rows, took["plan"] = timed(lambda: policies.plan(USED, sas, nodes))
     desired.replace(rows)
 
     def reconciler() -> Reconciler[PolicyKey, Policy]:
@@ -112,7 +113,7 @@ def run(peers: int, xfrm: Xfrm) -> dict[str, float]:
     _, took["put"] = timed(lambda: first.run(0))
     assert not first.failures
     # Planned once more, as after a change elsewhere: equal rows, other objects.
-    desired.replace(policies.plan(Engine.XFRM, sas, nodes))
+    desired.replace(policies.plan(USED, sas, nodes))
     _, took["restart"] = timed(lambda: again.run(0))
     first.refresh()
     _, took["refresh"] = timed(first.refresh)

@@ -18,14 +18,14 @@ from typing import Any
 
 import structlog
 
-from pellicle import logs, metrics
+from pellicle import derived, logs, metrics
 from pellicle.answers import Sight, answers
 from pellicle.config import Attach, Config
-from pellicle.datapath import door, endpoints, ipcache, programs, xfrm_device
+from pellicle.datapath import endpoints, ipcache, programs
 from pellicle.datapath.door import DoorsTarget, DoorTarget
 from pellicle.datapath.programs import ProgramTarget, Words
 from pellicle.datapath.xfrm_device import XfrmDeviceTarget
-from pellicle.encryption import engine, others, policies
+from pellicle.encryption import engine, others
 from pellicle.encryption import table as encryption_table
 from pellicle.encryption.paths import PathMtus
 from pellicle.encryption.policies import PolicyTarget
@@ -44,7 +44,6 @@ from pellicle.facts import (
     Offer,
     Rejected,
 )
-from pellicle.flows import names
 from pellicle.flows.decode import Decoder, FlowEvent, PathMtu, ProbeSeen, SaConfirmed
 from pellicle.flows.history import History
 from pellicle.kernel import Unsupported, libc
@@ -55,6 +54,7 @@ from pellicle.kernel.xfrm import Xfrm, XfrmChanges
 from pellicle.keyhold import NO_KEYS, NodeKeys
 from pellicle.keys.pairing import LocalNode, ProbeKind
 from pellicle.keys.secret import SecretError
+from pellicle.plans import derive
 from pellicle.pods import PodPorts
 from pellicle.serve import CallError, Request, listen, serve
 from pellicle.sources import systemd, uplink
@@ -65,7 +65,7 @@ from pellicle.sources.links import links, snapshot
 from pellicle.sources.record import RecordTarget
 from pellicle.sources.secrets import SecretFileError
 from pellicle.sources.workload import NoGrpc
-from pellicle.table import Reconciler, Table, derive, reconcile
+from pellicle.table import Reconciler, Table, reconcile
 from pellicle.tables import Tables
 
 EVENTS_AT_ONCE = 4096
@@ -126,13 +126,8 @@ class Agent:
         t, config = self._tables, self._config
         yield self._follow_directory()
         yield self._follow_links()
-        yield derive(t.names, partial(names.plan, self._name), [t.nodes, t.endpoints])
-        yield derive(t.hooks, partial(programs.plan, self._uplink.name), [t.links])
-        yield derive(t.pods, partial(endpoints.plan, self._name), [t.endpoints, t.links])
-        yield derive(t.ipcache, partial(ipcache.plan, self._name), [t.nodes, t.endpoints])
-        yield derive(t.cidrs, partial(ipcache.plan_cidrs, config.cluster_cidrs), [t.nodes])
-        yield derive(t.door, partial(door.plan, self._name, self._uplink.name), [t.nodes, t.links])
-        yield derive(t.doors, door.plan_doors, [t.links])
+        of_cluster = derived.of_cluster(t, self._name, self._uplink.name, config.cluster_cidrs)
+        yield from map(derive, of_cluster)
         self._reconciler(t.doors, DoorsTarget(self._bpf), t.doors_up)
         self._reconciler(t.door, DoorTarget(self._netlink, self._uplink.name), t.door_up)
         self._reconciler(t.pods, endpoints.target(self._bpf), t.pods_up)
@@ -162,7 +157,7 @@ class Agent:
         self._reconciler(t.encrypt, encryption_table.target(self._bpf), t.encrypt_up)
         self._reconciler(t.rules, RuleTarget(self._netlink, config.route_table), t.rules_up)
         self._reconciler(t.routes, RouteTarget(self._netlink, config.route_table), t.routes_up)
-        yield derive(t.encrypt, encryption_table.plan, [t.sends, t.nodes, t.passable])
+        yield from map(derive, derived.of_encryption(t, self._choice.engine))
         yield from self._kernel_ipsec()
         self._paths.forget()
         if self._keys is None:
@@ -171,7 +166,7 @@ class Agent:
             self._publish(())
             return
         t.rules.replace(route.rules())
-        yield derive(t.routes, route.routes, [t.nodes, t.links, t.paths, t.encrypt_up])
+        yield from map(derive, derived.of_routes(t, route))
         yield from self._keys.work(self._sas)
         yield self._watch_paths()
 
@@ -179,17 +174,13 @@ class Agent:
         """The xfrm engine's own: its device and its policies, as long as anything needs them. And
         what others do with the kernel's IPsec, whichever engine this is.
         """
-        t, used = self._tables, self._choice.engine
-        yield derive(t.passable, policies.plan_passable, [t.sas_up, t.policies, t.policies_up])
+        t = self._tables
         self._reconciler(t.others, others.target(self._bpf), t.others_up)
         if self._states is None:
             for table in (t.device, t.policies, t.policies_up, t.others):
                 table.replace({})
             return
-        yield derive(
-            t.device, partial(xfrm_device.plan, self._uplink.name, used), [t.links, t.sas_up]
-        )
-        yield derive(t.policies, partial(policies.plan, used), [t.sas_up, t.nodes])
+        yield from map(derive, derived.of_kernel_ipsec(t, self._uplink.name))
         self._reconciler(t.device, XfrmDeviceTarget(self._netlink), t.device_up)
         self._reconciler(t.policies, PolicyTarget(self._states.xfrm), t.policies_up)
         yield self._watch_kernel(self._states.xfrm)

@@ -1,29 +1,45 @@
 # SPDX-License-Identifier: Apache-2.0
 """The hall: where rooms meet, in tables of frozen rows.
 
-A source replaces its table's rows; `derive` plans other tables from them; a
+A source replaces its table's rows; `derive` (plans.py) plans other tables from them; a
 `Reconciler` makes the kernel (or a file) equal to a table and says, in an *applied*
 table, what really stands, so that what depends on it can be planned from that.
-Everything is level-triggered: snapshots may be skipped, order never matters, and
-the kernel is the memory. Nothing here knows what a row means.
+Everything is level-triggered: whole snapshots, any of which may be skipped; order never
+matters, and the kernel is the memory. Whoever follows a table also hears at which keys to
+look, so that a change costs what it changes, however many rows there are. Nothing here
+knows what a row means.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, KeysView, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Generic, Protocol, TypeVar
+from weakref import WeakSet
 
 K = TypeVar("K")
 R = TypeVar("R")
 
-SETTLE_SECONDS = 0.05
-"""A burst of changes is planned once."""
 FIRST_RETRY_SECONDS = 1.0
 LAST_RETRY_SECONDS = 60.0
+
+
+class Changes(Generic[K]):
+    """At which keys one follower of a table has yet to look."""
+
+    def __init__(self) -> None:
+        self._keys: dict[K, None] = {}
+
+    def add(self, keys: Iterable[K]) -> None:
+        self._keys.update(dict.fromkeys(keys))
+
+    def take(self) -> KeysView[K]:
+        """Those that changed since the last call, in the order in which they did."""
+        keys, self._keys = self._keys, {}
+        return keys.keys()
 
 
 class Table(Generic[K, R]):
@@ -32,13 +48,22 @@ class Table(Generic[K, R]):
     def __init__(self, name: str) -> None:
         self.name = name
         self.listed = False
-        self._rows: Mapping[K, R] = MappingProxyType({})
+        self._rows: dict[K, R] = {}
+        """Never changed: who was given them keeps them."""
         self.bells: set[asyncio.Event] = set()
+        self._followers: WeakSet[Changes[K]] = WeakSet()
 
     @property
     def rows(self) -> Mapping[K, R]:
         """An immutable snapshot; later changes make a new one."""
-        return self._rows
+        return MappingProxyType(self._rows)
+
+    def follow(self) -> Changes[K]:
+        """What changes from now on; at first all that is there."""
+        changes: Changes[K] = Changes()
+        changes.add(self._rows)
+        self._followers.add(changes)
+        return changes
 
     def replace(self, rows: Mapping[K, R]) -> None:
         """Make `rows` the whole content. Equal content wakes nobody.
@@ -46,11 +71,31 @@ class Table(Generic[K, R]):
         The old rows are let go all the same: what does not count as a difference, such as a
         key that has served, must not live on in them.
         """
-        is_news = not self.listed or rows != self._rows
-        self._rows = MappingProxyType(dict(rows))
+        was, self._rows = self._rows, dict(rows)
+        if was != self._rows:
+            fresh = [key for key, row in self._rows.items() if key not in was or was[key] != row]
+            self._tell([*fresh, *(key for key in was if key not in self._rows)])
+        elif not self.listed:
+            self._tell(())
+
+    def change(self, put: Mapping[K, R], gone: Iterable[K] = ()) -> None:
+        """Take rows away, and put others; everything else stays. As `replace`, but costs no more
+        than that.
+        """
+        was = self._rows
+        lost = {key: None for key in gone if key in was and key not in put}
+        self._rows = {**was, **put}
+        for key in lost:
+            del self._rows[key]
+        news = [*(key for key, row in put.items() if key not in was or was[key] != row), *lost]
+        if news or not self.listed:
+            self._tell(news)
+
+    def _tell(self, keys: Collection[K]) -> None:
         self.listed = True
-        if is_news:
-            self.ring()
+        for each in self._followers:
+            each.add(keys)
+        self.ring()
 
     def ring(self) -> None:
         """Wake everyone who plans from this table."""
@@ -72,26 +117,6 @@ class Table(Generic[K, R]):
         finally:
             for table in tables:
                 table.bells.discard(event)
-
-
-async def derive(
-    out: Table[K, R],
-    plan: Callable[..., Mapping[K, R]],
-    inputs: Sequence[Table[Any, Any]],
-    settle: float = SETTLE_SECONDS,
-) -> None:
-    """Keep `out` equal to `plan(*rows of inputs)`, for ever.
-
-    Nothing is planned before every input has been listed once: a plan made from half
-    the world would take away what the other half needs.
-    """
-    with Table.bell(*inputs) as changed:
-        while True:
-            changed.clear()
-            if all(table.listed for table in inputs):
-                out.replace(plan(*(table.rows for table in inputs)))
-            await changed.wait()
-            await asyncio.sleep(settle)
 
 
 class Target(Protocol[K, R]):
@@ -150,6 +175,12 @@ class Reconciler(Generic[K, R]):
     is_doubted: bool = False
     """Something was heard of the target: it is read again before anything else."""
     _stood: set[K] = field(default_factory=set)
+    _unsettled: dict[K, None] = field(default_factory=dict)
+    """Where the target may differ from what is wanted; nowhere else."""
+    _changes: Changes[K] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._changes = self.desired.follow()
 
     def doubt(self) -> None:
         """Have the target read again at once: somebody may have changed it."""
@@ -169,6 +200,7 @@ class Reconciler(Generic[K, R]):
             self.healed += sum(1 for key, row in self.applied.rows.items() if there.get(key) != row)
         self._stood.update(there)
         self.applied.replace(there)
+        self._unsettled = dict.fromkeys((*self.desired.rows, *there))
 
     def run(self, now: float) -> float | None:
         """One pass. Returns when a failed row wants another try, or None."""
@@ -178,15 +210,24 @@ class Reconciler(Generic[K, R]):
             return now + FIRST_RETRY_SECONDS
         if not self.desired.listed:
             return None
-        standing = dict(self.applied.rows)
-        wanted = self.desired.rows
+        self._unsettled.update(dict.fromkeys(self._changes.take()))
+        standing, wanted = self.applied.rows, self.desired.rows
         for key in [key for key in self.failures if key not in wanted and key not in standing]:
             del self.failures[key]
-        missing = {k: r for k, r in wanted.items() if self._must_put(k, r, standing, now)}
-        self._put(missing, standing, now)
-        gone = [k for k in standing if k not in wanted and self._is_due(k, now)]
-        self._remove(gone, standing, now)
-        self.applied.replace(standing)
+        missing = {
+            key: wanted[key]
+            for key in self._unsettled
+            if key in wanted and self._must_put(key, wanted[key], standing, now)
+        }
+        gone = [
+            key
+            for key in self._unsettled
+            if key in standing and key not in wanted and self._is_due(key, now)
+        ]
+        put = self._put(missing, now)
+        lost = self._remove(gone, now)
+        self._unsettled = dict.fromkeys(self.failures)
+        self.applied.change(put, lost)
         return min((failure.again for failure in self.failures.values()), default=None)
 
     def lag(self) -> Lag:
@@ -208,32 +249,33 @@ class Reconciler(Generic[K, R]):
         failure = self.failures.get(key)
         return failure is None or failure.again <= now
 
-    def _put(self, rows: Mapping[K, R], standing: dict[K, R], now: float) -> None:
+    def _put(self, rows: Mapping[K, R], now: float) -> Mapping[K, R]:
+        """What stands now."""
         if not rows:
-            return
+            return {}
         # Before the call: a put that fails half-way may still have reached the world.
         if self.once:
             self._stood.update(rows)
         errors = self.target.put(rows)
-        for key, row in rows.items():
-            if key in errors:
-                self._fail(key, errors[key], now)
-                if self.once:
-                    self._stood.discard(key)
-            else:
-                self.failures.pop(key, None)
-                standing[key] = row
+        self._note(rows, errors, now)
+        if self.once:
+            self._stood.difference_update(errors)
+        return {key: row for key, row in rows.items() if key not in errors}
 
-    def _remove(self, keys: Collection[K], standing: dict[K, R], now: float) -> None:
+    def _remove(self, keys: Collection[K], now: float) -> Collection[K]:
+        """What stands no more."""
         if not keys:
-            return
+            return ()
         errors = self.target.remove(keys)
+        self._note(keys, errors, now)
+        return [key for key in keys if key not in errors]
+
+    def _note(self, keys: Iterable[K], errors: Mapping[K, OSError], now: float) -> None:
         for key in keys:
             if key in errors:
                 self._fail(key, errors[key], now)
             else:
                 self.failures.pop(key, None)
-                del standing[key]
 
     def _fail(self, key: K, error: OSError, now: float) -> None:
         before = self.failures.get(key)

@@ -15,6 +15,7 @@ from pellicle.facts import (
     Address,
     Endpoint,
     EndpointName,
+    Engine,
     Link,
     Network,
     Node,
@@ -36,6 +37,8 @@ class Tables:
         self.nodes: Table[NodeName, Node] = Table("nodes")
         self.endpoints: Table[EndpointName, Endpoint] = Table("endpoints")
         self.links: Table[str, Link] = Table("links")
+        self.own: Table[NodeName, Node] = Table("own node")
+        self.ways: Table[str, Link] = Table("uplink and doors")
         self.paths: Table[Address, int] = Table("path MTU")
         self.names: Table[Address, Name] = Table("names")
         self.record: Table[NodeName, Node] = Table("own record")
@@ -60,11 +63,13 @@ class Tables:
         self.rules_up: Table[Rule, Rule] = Table("rules up")
         self.sas: Table[SaKey, Sa] = Table("sas")
         self.sas_up: Table[SaKey, Sa] = Table("sas up")
+        self.kernel_sas: Table[SaKey, Sa] = Table("sas up, the kernel's")
+        self.kernel_used: Table[Engine, bool] = Table("kernel's IPsec used")
         self.policies: Table[PolicyKey, Policy] = Table("policies")
         self.policies_up: Table[PolicyKey, Policy] = Table("policies up")
         self.others: Table[Place, OtherRow] = Table("others")
         self.others_up: Table[Place, OtherRow] = Table("others up")
-        self.passable: Table[PairId, int] = Table("passable")
+        self.passable: Table[PairId, Address] = Table("passable")
         self.sends: Table[NodeName, Send] = Table("sends")
         self.encrypt: Table[EncryptKey, EncryptRow] = Table("encrypt")
         self.encrypt_up: Table[EncryptKey, EncryptRow] = Table("encrypt up")

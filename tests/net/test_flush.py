@@ -25,7 +25,7 @@ from tests.pure.sas_made import N2, PEER, rows, sa
 
 HERE = f"pellicle-t{os.getpid()}-flush"
 OURS = set(
-    policies.plan(Engine.XFRM, rows(*(sa(n) for n in range(4))), {N2: PEER}).values()
+    policies.plan({Engine.XFRM: True}, rows(*(sa(n) for n in range(4))), {N2: PEER}).values()
 )  # fmt: skip
 OTHERS = {replace(policy, if_id=if_id) for policy in OURS for if_id in (0, 0x70656C6D)}
 

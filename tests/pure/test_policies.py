@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from pellicle.datapath import xfrm_device
 from pellicle.datapath.xfrm_device import IF_ID
 from pellicle.encryption import policies
 from pellicle.encryption import table as encryption_table
@@ -22,11 +23,13 @@ PREFIXES = {"10.244.2.0/24", "fd00:244:2::/64"}
 ADDRESSES = {"192.0.2.2/32", "2001:db8::2/128"}
 OUTBOUND = rows(*(sa(number) for number in range(4)))
 NODES = {N2: PEER}
+THERE = PEER.addresses[0]
+USED = {Engine.XFRM: True}
 
 
 def test_each_sa_reaches_the_pods_and_the_first_one_the_node_too() -> None:
     found: dict[int, set[str]] = {}
-    for policy in policies.plan(Engine.XFRM, OUTBOUND, NODES).values():
+    for policy in policies.plan(USED, OUTBOUND, NODES).values():
         if policy.template and policy.direction is PolicyDirection.OUT:
             assert policy.mark
             number = policy.template.spi - 0x1000
@@ -38,7 +41,7 @@ def test_each_sa_reaches_the_pods_and_the_first_one_the_node_too() -> None:
 
 
 def test_what_nothing_fits_is_blocked_last_of_all() -> None:
-    planned = list(policies.plan(Engine.XFRM, OUTBOUND, NODES).values())
+    planned = list(policies.plan(USED, OUTBOUND, NODES).values())
     blocks = [policy for policy in planned if policy.action is Action.BLOCK]
     assert {(p.direction, p.mark, p.destination.version, p.destination.prefixlen)
             for p in blocks} == {
@@ -51,7 +54,7 @@ def test_what_nothing_fits_is_blocked_last_of_all() -> None:
 
 
 def test_only_what_from_xfrm_has_judged_comes_in() -> None:
-    planned = policies.plan(Engine.XFRM, {}, {}).values()
+    planned = policies.plan(USED, {}, {}).values()
     inbound = [policy for policy in planned if policy.direction is PolicyDirection.IN]
     assert {(p.mark, p.source.version) for p in inbound} == {
         (Mark(0, 0xF00), 4),
@@ -61,25 +64,25 @@ def test_only_what_from_xfrm_has_judged_comes_in() -> None:
 
 
 def test_everything_carries_our_number() -> None:
-    planned = policies.plan(Engine.XFRM, OUTBOUND, NODES)
+    planned = policies.plan(USED, OUTBOUND, NODES)
     assert {policy.if_id for policy in planned.values()} == {IF_ID}
 
 
 def test_with_the_bpf_engine_there_are_policies_only_while_old_sas_are() -> None:
-    assert policies.plan(Engine.BPF, {}, NODES) == {}
-    of_bpf = rows(*(replace(each, engine=Engine.BPF) for each in OUTBOUND.values()))
-    assert policies.plan(Engine.BPF, of_bpf, NODES) == {}
-    assert policies.plan(Engine.BPF, OUTBOUND, NODES) == policies.plan(Engine.XFRM, OUTBOUND, NODES)
+    assert xfrm_device.plan_used(Engine.BPF, {}) == {}
+    assert policies.plan({}, {}, NODES) == {}
+    assert xfrm_device.plan_used(Engine.BPF, OUTBOUND) == USED
+    assert xfrm_device.plan_used(Engine.XFRM, {}) == USED
 
 
 def test_a_pair_is_passable_when_all_its_policies_stand() -> None:
-    wanted = policies.plan(Engine.XFRM, OUTBOUND, NODES)
-    assert policies.plan_passable(OUTBOUND, wanted, wanted) == {PAIR: 7}
+    wanted = policies.plan(USED, OUTBOUND, NODES)
+    assert policies.plan_passable(OUTBOUND, wanted, wanted) == {PAIR: THERE}
     for key, policy in wanted.items():
         standing = {each: row for each, row in wanted.items() if each != key}
         is_others = policy.mark is None or not policy.mark.value >> 16
         assert policies.plan_passable(OUTBOUND, wanted, standing) == (
-            {PAIR: 7} if is_others else {}
+            {PAIR: THERE} if is_others else {}
         )
     assert policies.plan_passable({}, wanted, wanted) == {}
 
@@ -88,21 +91,19 @@ def test_a_pair_is_passable_when_all_its_policies_stand() -> None:
 def test_a_pair_of_the_kernels_is_sent_on_only_when_it_is_passable(
     engine: Engine, is_sent: bool
 ) -> None:
-    sends, row = {N2: Send(PAIR, engine)}, EncryptRow(PAIR, engine)
-    key = EncryptKey(encryption_table.ANY, encryption_table.ANY, PEER.addresses[0])
-    assert encryption_table.plan(sends, NODES, ()) == ({key: row} if is_sent else {})
-    assert encryption_table.plan(sends, NODES, {PAIR: 7}) == {key: row}
+    sends, row = {N2: Send(PAIR, engine, THERE)}, EncryptRow(PAIR, engine)
+    key = EncryptKey(encryption_table.ANY, encryption_table.ANY, THERE)
+    assert encryption_table.plan(sends, ()) == ({key: row} if is_sent else {})
+    assert encryption_table.plan(sends, {PAIR: THERE}) == {key: row}
 
 
 def test_until_a_new_pair_is_passable_the_one_before_is_sent_on() -> None:
     older = PairId(PAIR + 1)
-    sends = {N2: Send(PAIR, Engine.XFRM, sas=1, before=older)}
-    key = EncryptKey(encryption_table.ANY, encryption_table.ANY, PEER.addresses[0])
-    for passable, pair in (({older: 8}, older), ({older: 8, PAIR: 7}, PAIR)):
-        assert encryption_table.plan(sends, NODES, passable) == {
-            key: EncryptRow(pair, Engine.XFRM, 1)
-        }
-    assert encryption_table.plan(sends, NODES, ()) == {}
+    sends = {N2: Send(PAIR, Engine.XFRM, THERE, sas=1, before=older)}
+    key = EncryptKey(encryption_table.ANY, encryption_table.ANY, THERE)
+    for passable, pair in (({older: THERE}, older), ({older: THERE, PAIR: THERE}, PAIR)):
+        assert encryption_table.plan(sends, passable) == {key: EncryptRow(pair, Engine.XFRM, 1)}
+    assert encryption_table.plan(sends, ()) == {}
 
 
 def test_states_of_keys_made_by_hand_are_what_ip_xfrm_makes() -> None:

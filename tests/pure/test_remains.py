@@ -22,7 +22,7 @@ STATES = [
     for number in range(4)
     for direction in (Direction.IN, Direction.OUT)
 ]
-POLICIES = list(policies.plan(Engine.XFRM, OUT, {N2: PEER}).values())
+POLICIES = list(policies.plan({Engine.XFRM: True}, OUT, {N2: PEER}).values())
 OTHERS_STATES = [replace(STATES[0], if_id=0), replace(STATES[1], if_id=7)]
 OTHERS_POLICIES = [replace(POLICIES[0], if_id=0), replace(POLICIES[-1], if_id=0x70656C6D)]
 

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from pellicle.table import FIRST_RETRY_SECONDS, Reconciler, Table, derive, reconcile
+from pellicle.plans import Derivation, derive
+from pellicle.table import FIRST_RETRY_SECONDS, Reconciler, Table, reconcile
 
 
 @dataclass
@@ -224,11 +225,15 @@ def test_a_snapshot_does_not_change_under_its_reader(rows: dict[str, int]) -> No
         before["x"] = 1  # type: ignore[index]
 
 
+def merged(left: Mapping[str, int], right: Mapping[str, int]) -> dict[str, int]:
+    return {**left, **right}
+
+
 async def test_derive_waits_for_all_its_inputs_and_follows_them() -> None:
     left: Table[str, int] = Table("left")
     right: Table[str, int] = Table("right")
     out: Table[str, int] = Table("out")
-    task = asyncio.create_task(derive(out, lambda a, b: {**a, **b}, [left, right], settle=0))
+    task = asyncio.create_task(derive(Derivation(out, merged, [left, right], settle=0)))
     left.replace({"a": 1})
     await asyncio.sleep(0)
     await asyncio.sleep(0)
@@ -240,6 +245,45 @@ async def test_derive_waits_for_all_its_inputs_and_follows_them() -> None:
     task.cancel()
     await asyncio.wait([task])
     assert not left.bells, "it no longer listens"
+
+
+class AnyWriter(RuleBasedStateMachine):
+    """Whatever is replaced and changed: who follows has looked wherever a row is another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table: Table[str, int] = Table("t")
+        self.wanted: dict[str, int] = {}
+        self.seen: dict[str, int] = {}
+        self.changes = self.table.follow()
+
+    @rule(rows=ROWS)
+    def replace(self, rows: dict[str, int]) -> None:
+        self.wanted = rows
+        self.table.replace(rows)
+
+    @rule(put=ROWS, gone=st.sets(st.sampled_from("abcdef")))
+    def change(self, put: dict[str, int], gone: set[str]) -> None:
+        self.wanted = {k: row for k, row in self.wanted.items() if k not in gone} | put
+        with Table.bell(self.table) as bell:
+            is_news = not self.table.listed or self.wanted != self.table.rows
+            self.table.change(put, gone)
+            assert bell.is_set() == is_news
+
+    @rule()
+    def look(self) -> None:
+        for key in self.changes.take():
+            self.seen.pop(key, None)
+            if key in self.table.rows:
+                self.seen[key] = self.table.rows[key]
+        assert self.seen == self.wanted
+
+    @invariant()
+    def holds_what_was_written(self) -> None:
+        assert self.table.rows == self.wanted
+
+
+TestAnyWriter = AnyWriter.TestCase
 
 
 async def test_equal_content_wakes_nobody() -> None:

@@ -37,7 +37,7 @@ MakeLab = Callable[..., lab.LabState]
 HERE = f"pellicle-t{os.getpid()}-flush"
 N1 = LabNode(1)
 SAS = [sa(number, direction) for number in range(4) for direction in Direction]
-POLICIES = list(policies.plan(Engine.XFRM, rows(*SAS), {N2: PEER}).values())
+POLICIES = list(policies.plan({Engine.XFRM: True}, rows(*SAS), {N2: PEER}).values())
 PPS = 100
 
 

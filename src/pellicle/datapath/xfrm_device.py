@@ -23,7 +23,7 @@ from pellicle.datapath.programs import DOOR_XFRM
 from pellicle.facts import Engine, Link
 from pellicle.kernel.netlink import Netlink
 from pellicle.kernel.offloads import ALL_TRANSMIT, Offload, is_on, switch_off
-from pellicle.keys.rows import Sa, SaKey
+from pellicle.keys.rows import SaKey
 
 IF_ID = 0x70656C6C
 """`pell`."""
@@ -40,18 +40,18 @@ class XfrmDevice:
 
 
 def plan(
-    uplink: str, engine: Engine, links: Mapping[str, Link], sas: Mapping[SaKey, Sa]
+    uplink: str, links: Mapping[str, Link], used: Mapping[Engine, bool]
 ) -> dict[str, XfrmDevice]:
     """One row, or none while the uplink is missing or nothing is encrypted by the kernel."""
     device = links.get(uplink)
-    if device is None or not is_kernel_used(engine, sas):
+    if device is None or not used:
         return {}
     return {DOOR_XFRM: XfrmDevice(device.mtu, device.index)}
 
 
-def is_kernel_used(engine: Engine, sas: Mapping[SaKey, Sa]) -> bool:
-    """Whether this node encrypts with the kernel's IPsec, or some SA of it is left."""
-    return engine is Engine.XFRM or any(sa.engine is Engine.XFRM for sa in sas.values())
+def plan_used(engine: Engine, kernel_sas: Collection[SaKey]) -> dict[Engine, bool]:
+    """One row if this node encrypts with the kernel's IPsec, or some SA of it is left."""
+    return {Engine.XFRM: True} if engine is Engine.XFRM or kernel_sas else {}
 
 
 class XfrmDeviceTarget:

@@ -19,7 +19,7 @@ from typing import Protocol
 import structlog
 
 from pellicle.encryption.table import EncryptKey, EncryptRow
-from pellicle.facts import Engine, Node, NodeName, Offer, PairId
+from pellicle.facts import Address, Engine, Node, NodeName, Offer, PairId
 from pellicle.keys import history
 from pellicle.keys.history import KeyEvent
 from pellicle.keys.pairing import KeyPlan, PeerKeys, ProbeKind, Sa, SaKey
@@ -56,7 +56,7 @@ class Keying:
     nodes: Table[NodeName, Node]
     standing: Table[SaKey, Sa]
     encrypt_up: Table[EncryptKey, EncryptRow]
-    passable: Table[PairId, int]
+    passable: Table[PairId, Address]
     """The kernel's pairs whose policies stand."""
     sas: Table[SaKey, Sa]
     sends: Table[NodeName, Send]

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from ipaddress import ip_network
 
-from pellicle.datapath.xfrm_device import IF_ID, is_kernel_used
+from pellicle.datapath.xfrm_device import IF_ID
 from pellicle.encryption.routes import DEFAULTS
 from pellicle.encryption.states import OUT_MASK, mark_of, out_reqid
 from pellicle.facts import Address, Engine, Network, Node, NodeName, PairId
@@ -33,16 +33,24 @@ NODE_SA = 0
 ANY = {network.version: network for network in DEFAULTS}
 
 
+def kernels(sas: Mapping[SaKey, Sa]) -> dict[SaKey, Sa]:
+    """The SAs of the kernel's IPsec."""
+    return {key: sa for key, sa in sas.items() if sa.engine is Engine.XFRM}
+
+
 def plan(
-    engine: Engine, sas: Mapping[SaKey, Sa], nodes: Mapping[NodeName, Node]
+    used: Mapping[Engine, bool], sas: Mapping[SaKey, Sa], nodes: Mapping[NodeName, Node]
 ) -> dict[PolicyKey, Policy]:
-    """The blocks, and for each outbound SA that stands a policy to each prefix of its node."""
-    if not is_kernel_used(engine, sas):
+    """The blocks, and for each outbound SA that stands a policy to each prefix of its node.
+
+    `sas`: the kernel's; `used`: empty while nothing is encrypted by the kernel.
+    """
+    if not used:
         return {}
     holders = {node.addresses[0]: node for node in nodes.values() if node.addresses}
     rows = {policy.key: policy for policy in _always()}
     for sa in sas.values():
-        if sa.engine is Engine.XFRM and sa.direction is Direction.OUT and sa.node in holders:
+        if sa.direction is Direction.OUT and sa.node in holders:
             rows.update((policy.key, policy) for policy in _to(sa, holders[sa.node]))
     return rows
 
@@ -51,13 +59,11 @@ def plan_passable(
     sas: Mapping[SaKey, Sa],
     wanted: Mapping[PolicyKey, Policy],
     standing: Mapping[PolicyKey, Policy],
-) -> dict[PairId, int]:
-    """Slots of the kernel's pairs that packets find their way to: all their policies stand."""
-    missing = {_slot(policy) for key, policy in wanted.items() if standing.get(key) != policy}
-    slots = {_slot(policy) for policy in wanted.values()} - missing
-    return {
-        sa.pair: sa.slot for sa in sas.values() if sa.engine is Engine.XFRM and sa.slot in slots
-    }
+) -> dict[PairId, Address]:
+    """The pairs that packets find their way to, by peer: all their policies stand."""
+    missing = {slot_of(policy) for key, policy in wanted.items() if standing.get(key) != policy}
+    slots = {slot_of(policy) for policy in wanted.values()} - missing
+    return {sa.pair: sa.node for sa in sas.values() if sa.slot in slots}
 
 
 def _always() -> Iterable[Policy]:
@@ -88,7 +94,7 @@ def _to(sa: Sa, node: Node) -> Iterable[Policy]:
         )  # fmt: skip
 
 
-def _slot(policy: Policy) -> int:
+def slot_of(policy: Policy) -> int:
     """0 for those of no pair."""
     return policy.mark.value >> 16 if policy.mark else 0
 
@@ -117,4 +123,4 @@ class PolicyTarget:
 
 
 def _is_for_pair(policy: Policy) -> bool:
-    return _slot(policy) != 0
+    return slot_of(policy) != 0

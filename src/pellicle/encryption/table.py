@@ -40,18 +40,16 @@ class EncryptRow:
 
 
 def plan(
-    sends: Mapping[NodeName, Send],
-    nodes: Mapping[NodeName, Node],
-    passable: Collection[PairId],
+    sends: Mapping[NodeName, Send], passable: Collection[PairId]
 ) -> dict[EncryptKey, EncryptRow]:
     """One row for each peer that can be sent to.
 
     `passable`: the pairs of the kernel's whose policies stand.
     """
     return {
-        key_for(nodes[name]): EncryptRow(pair, send.engine, send.sas)
-        for name, send in sends.items()
-        if name in nodes and nodes[name].addresses and (pair := _usable(send, passable)) is not None
+        EncryptKey(ANY, ANY, send.node): EncryptRow(pair, send.engine, send.sas)
+        for send in sends.values()
+        if (pair := _usable(send, passable)) is not None
     }
 
 

@@ -246,7 +246,13 @@ class ManualKeys:
             if outers[name] is not None and node.addresses[0] in stands
         }
         sends = {
-            name: Send(newest.pair, Engine.XFRM, sas=1, before=older[0].pair if older else None)
+            name: Send(
+                newest.pair,
+                Engine.XFRM,
+                self._nodes[name].addresses[0],
+                sas=1,
+                before=older[0].pair if older else None,
+            )
             for name, (newest, *older) in used.items()
         }
         return KeyPlan(

@@ -283,7 +283,13 @@ class Keyring:
         return KeyPlan(
             offers=own.published,
             sas=self._wanted(),
-            sends=MappingProxyType({n: Send(pair.id, pair.engine) for n, pair in chosen.items()}),
+            sends=MappingProxyType(
+                {
+                    peer.name: Send(pair.id, pair.engine, peer.node.addresses[0])
+                    for peer in known
+                    if peer.node and not peer.is_refused and (pair := chosen.get(peer.name))
+                }
+            ),
             probes=tuple(self._probes(sending, now)),
             peers=tuple(
                 peer.keys(chosen.get(peer.name), own.newest, now, has_slots=self._slots.has_free)

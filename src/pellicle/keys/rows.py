@@ -161,6 +161,8 @@ class Send:
     pair: PairId
     engine: Engine
     """The one that has the pair's SAs."""
+    node: Address
+    """The peer's primary address."""
     sas: int = SAS_PER_PAIR
     """How many it has."""
     before: PairId | None = None

@@ -11,11 +11,12 @@ from pellicle.facts import Cipher, Engine
 from pellicle.keys.derivation import CIPHER_KEY_BYTES, SALT_BYTES
 from pellicle.keys.pairing import PeerState, Send
 
-from .life import ANSWER, ASK, Life, agreed, node, offer
+from .life import ANSWER, ASK, Life, addresses, agreed, node, offer
 
 CHACHA, AES_128, AES_256 = Cipher
 EVERY = (CHACHA, AES_128, AES_256)
 BPF, XFRM = Engine
+(THERE,) = addresses("192.0.2.9")
 
 
 def life_with(ours: tuple[Cipher, ...], theirs: tuple[Cipher, ...], engine: Engine = XFRM) -> Life:
@@ -32,7 +33,7 @@ def test_a_cipher_goes_all_the_way_from_the_record_to_the_status(cipher: Cipher)
     assert (life.keys["n1"].cipher, life.keys["n1"].engine) == (None, None)
     life.agree(pair)
     assert {(sa.cipher, sa.engine) for sa in life.plan.sas.values()} == {(cipher, XFRM)}
-    assert life.plan.sends == {"n1": Send(pair, XFRM)}
+    assert life.plan.sends == {"n1": Send(pair, XFRM, THERE)}
     assert (life.keys["n1"].cipher, life.keys["n1"].engine) == (cipher, XFRM)
 
 
@@ -72,7 +73,7 @@ def test_a_record_whose_ciphers_change_makes_other_pairs_and_loses_nothing() -> 
     life.know(replace(better, offers=life.nodes[0].offers[1:]))
     life.look(10)
     assert life.pairs() == {(1, 2)}
-    assert life.plan.sends == {"n1": Send(newest, XFRM)}
+    assert life.plan.sends == {"n1": Send(newest, XFRM, THERE)}
     assert life.published == [1]
 
 
@@ -120,7 +121,7 @@ def test_a_node_that_changes_its_engine_moves_over_under_traffic(
         life.agree(life.pair(1, 1))
     old = life.pair(1, 1)
     life = life.restart(engine=after)
-    assert life.plan.sends == {"n1": Send(old, before)}
+    assert life.plan.sends == {"n1": Send(old, before, THERE)}
     assert life.keys["n1"].engine is before
     life.install()
     assert {(sa.local_epoch, sa.engine) for sa in life.plan.sas.values()} == {
@@ -129,7 +130,7 @@ def test_a_node_that_changes_its_engine_moves_over_under_traffic(
     }
     new = life.pair(2, 1)
     life.agree(new)
-    assert life.plan.sends == {"n1": Send(new, after)}
+    assert life.plan.sends == {"n1": Send(new, after, THERE)}
     life.look(10)
     assert {sa.engine for sa in life.plan.sas.values()} == {after}
 

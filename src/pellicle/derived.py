@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which of an agent's tables is planned from which others, and by which part of them.
+
+    node, pod ──▶ of that node: names, ipcache, cluster_cidrs, routes
+    SA        ──▶ of its node: policies; of its slot: whether its pair is passable
+    send      ──▶ of its node: the row of the encryption table
+
+A change costs what it changes, and a cluster may have thousands of nodes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from functools import partial
+from typing import Any
+
+from pellicle.datapath import door, endpoints, ipcache, programs, xfrm_device
+from pellicle.datapath.programs import DOOR_HOST, DOOR_XFRM
+from pellicle.encryption import policies
+from pellicle.encryption import table as encryption_table
+from pellicle.encryption.policies import slot_of
+from pellicle.encryption.routes import RouteName, RoutePlan
+from pellicle.encryption.table import EncryptKey, EncryptRow
+from pellicle.facts import Address, Endpoint, EndpointName, Engine, Link, Network, Node, NodeName
+from pellicle.flows import names
+from pellicle.plans import Derivation, Parted, some
+from pellicle.tables import Tables
+from pellicle.wire.netlink import Route
+
+Derivations = Iterator[Derivation[Any, Any]]
+
+
+def of_cluster(t: Tables, local: NodeName, uplink: str, cidrs: Collection[Network]) -> Derivations:
+    """Who is where, and the way to the door."""
+    nodes = Parted(t.nodes, lambda name, _: name)
+    pods = Parted(t.endpoints, lambda _, endpoint: endpoint.node)
+    yield Derivation(t.own, partial(some, (local,)), [t.nodes], settle=0)
+    yield Derivation(t.ways, partial(some, (uplink, DOOR_HOST, DOOR_XFRM)), [t.links], settle=0)
+    yield Derivation(t.names, partial(names.plan, local), [nodes, pods])
+    yield Derivation(t.ipcache, partial(ipcache.plan, local), [nodes, pods])
+    yield Derivation(t.cidrs, partial(ipcache.plan_cidrs, cidrs), [nodes])
+    yield Derivation(t.hooks, partial(programs.plan, uplink), [t.links])
+    yield Derivation(t.door, partial(door.plan, local, uplink), [t.own, t.ways])
+    yield Derivation(t.doors, door.plan_doors, [t.ways])
+
+    def device(_: EndpointName, endpoint: Endpoint) -> str | None:
+        plug = endpoint.attachment
+        return plug.host_device if endpoint.node == local and plug else None
+
+    plugged = Parted(t.endpoints, device)
+    links = Parted(t.links, lambda name, _: name)
+    yield Derivation(t.pods, partial(endpoints.plan, local), [plugged, links])
+
+
+def of_encryption(t: Tables, used: Engine) -> Derivations:
+    """What peers are sent to on, and whether the kernel lets it pass. `used`: by new pairs."""
+    kernels = Parted(t.sas_up, lambda key, sa: key if sa.engine is Engine.XFRM else None)
+    yield Derivation(t.kernel_sas, policies.kernels, [kernels], settle=0)
+    yield Derivation(t.kernel_used, partial(xfrm_device.plan_used, used), [t.kernel_sas], settle=0)
+    slots = [
+        Parted(t.kernel_sas, lambda _, sa: sa.slot),
+        Parted(t.policies, lambda _, policy: slot_of(policy)),
+        Parted(t.policies_up, lambda _, policy: slot_of(policy)),
+    ]
+    yield Derivation(t.passable, policies.plan_passable, slots)
+    sends = Parted(t.sends, lambda _, send: send.node)
+    passable = Parted(t.passable, lambda _, node: node)
+    yield Derivation(t.encrypt, encryption_table.plan, [sends, passable])
+
+
+def of_routes(t: Tables, route: RoutePlan) -> Derivations:
+    """To every peer whose door is there."""
+
+    def plan(
+        own: Mapping[NodeName, Node],
+        ways: Mapping[str, Link],
+        paths: Mapping[Address, int],
+        nodes: Mapping[NodeName, Node],
+        encrypt: Mapping[EncryptKey, EncryptRow],
+    ) -> Mapping[RouteName, Route]:
+        return route.routes({**nodes, **own}, ways, paths, encrypt)
+
+    encrypt = Parted(t.encrypt_up, lambda key, _: key.node)
+    yield Derivation(t.routes, plan, [t.own, t.ways, t.paths, _by_address(t), encrypt])
+
+
+def of_kernel_ipsec(t: Tables, uplink: str) -> Derivations:
+    """Its device and its policies, as long as anything needs them."""
+    yield Derivation(t.device, partial(xfrm_device.plan, uplink), [t.ways, t.kernel_used])
+    sas = Parted(t.kernel_sas, lambda _, sa: sa.node)
+    yield Derivation(t.policies, policies.plan, [t.kernel_used, sas, _by_address(t)])
+
+
+def _by_address(t: Tables) -> Parted:
+    """Nodes by their primary ones, as SAs and the encryption table name them."""
+    return Parted(t.nodes, lambda _, node: node.addresses[0] if node.addresses else None)
