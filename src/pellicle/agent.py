@@ -20,6 +20,7 @@ import structlog
 
 from pellicle import derived, logs, metrics
 from pellicle.answers import Sight, answers
+from pellicle.audit import Audit
 from pellicle.config import Attach, Config
 from pellicle.datapath import endpoints, ipcache, programs
 from pellicle.datapath.door import DoorsTarget, DoorTarget
@@ -114,6 +115,7 @@ class Agent:
             self._ports(),
         )
         self._sight = self._make_sight()
+        self._audit = Audit(self._sight)
 
     async def run(self) -> None:
         """Until cancelled. The datapath stays as it is when this ends."""
@@ -139,6 +141,7 @@ class Agent:
         for each in self._reconcilers:
             yield reconcile(each, time.monotonic, config.refresh_seconds)
         yield self._follow_events()
+        yield self._audit.run()
         yield self._announce()
         yield serve(self._socket, self._answers())
 
@@ -294,7 +297,8 @@ class Agent:
     def _answers(self) -> Mapping[str, Any]:
         of_keys = self._keys.answers() if self._keys else NO_KEYS
         of_metrics = {"metrics": partial(metrics.answer, self._sight)}
-        return {**answers(self._sight), **of_metrics, **of_keys, "cni": self._answer_cni}
+        own = {**self._audit.answers(), "cni": self._answer_cni}
+        return {**answers(self._sight), **of_metrics, **of_keys, **own}
 
     async def _answer_cni(self, request: Request) -> AsyncIterator[Any]:
         try:

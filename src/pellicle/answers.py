@@ -40,6 +40,8 @@ from pellicle.table import Lag, Reconciler, Table
 SECRET_FIELDS = frozenset({"key", "salt"})
 DEFAULT_FLOWS = 1000
 FOLLOW_SECONDS = 0.25
+OVERLAP = 10**9
+"""Nanoseconds that are read again: a row may bear a moment that is older than itself."""
 VERSION = "0.1.0"
 
 
@@ -166,9 +168,17 @@ async def flows(sight: Sight, request: Request) -> AsyncIterator[dict[str, Any]]
 
 def read_flows(sight: Sight) -> None:
     """Take over what the kernel's flow table has counted; its rows are newer than the events."""
-    decoded = sight.decoder.flows(sight.bpf.map("flows").items())
+    at, history = sight.decoder.row.by_name["row.last"].offset, sight.history
+    changed = [
+        (key, row)
+        for key, row in sight.bpf.map("flows").items()
+        if int.from_bytes(row[at : at + 8], "little") > history.read_until - OVERLAP
+    ]
+    decoded = sight.decoder.flows(changed)
     flows = [event for event in decoded.events if isinstance(event, FlowEvent)]
-    sight.history.add(flows, sight.names.rows)
+    history.add(flows, sight.names.rows)
+    if flows:
+        history.read_until = flows[-1].last
 
 
 def dump_map(sight: Sight, name: object) -> list[dict[str, Any]]:

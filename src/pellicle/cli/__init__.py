@@ -11,6 +11,7 @@ import click
 
 from pellicle.cli.about import completion, version
 from pellicle.cli.agent import agent
+from pellicle.cli.audit import audit
 from pellicle.cli.demo import demo
 from pellicle.cli.doctor import doctor
 from pellicle.cli.encrypt import encrypt
@@ -40,6 +41,7 @@ def main() -> None:
       pellicle status
       pellicle flows --follow
       pellicle encrypt status
+      pellicle audit
     Play with a cluster of three nodes in network namespaces:
       pellicle lab up
       pellicle status --node n1
@@ -50,6 +52,6 @@ def main() -> None:
 
 
 for command in (
-    agent, completion, demo, doctor, encrypt, flows, lab, map_, metrics, status, version,
+    agent, audit, completion, demo, doctor, encrypt, flows, lab, map_, metrics, status, version,
 ):  # fmt: skip
     main.add_command(command)

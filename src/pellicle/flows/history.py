@@ -3,7 +3,8 @@
 
 The datapath's counters are cumulative: each event carries a flow's whole count, so an event
 that is lost, or comes twice, changes nothing. Only when the kernel has forgotten a flow in
-between does its count start again; `first` tells, and the counts are then added.
+between does its count start again; `first` tells, and the counts are then added. By how much each
+flow grows is summed up in a `Coverage`, whatever becomes of the flow.
 
 The flows stand in the order in which they were last seen, and each change has a number: whoever
 follows asks what has changed since the last number it saw, and may be as slow as it likes.
@@ -20,6 +21,7 @@ from typing import Any, Final
 import msgspec
 
 from pellicle.facts import Address, IdentityNumber
+from pellicle.flows.coverage import Coverage
 from pellicle.flows.decode import FlowEvent
 from pellicle.flows.names import Name
 from pellicle.flows.selection import Selection
@@ -87,7 +89,13 @@ class History:
     change: int = 0
     """The number of the latest change."""
     forgotten: int = 0
+    read_until: int = 0
+    """Of the kernel's flow table everything up to this moment was taken over."""
+    coverage: Coverage | None = None
+    """None: nothing is summed up before `sum_up`."""
     _flows: OrderedDict[bytes, Flow] = field(default_factory=OrderedDict)
+    _forgotten_until: int = 0
+    """No flow that has begun later was ever forgotten."""
 
     def __len__(self) -> int:
         return len(self._flows)
@@ -99,11 +107,31 @@ class History:
             if before is not None and _is_stale(event, before.event):
                 continue
             self.change += 1
-            self._flows[event.key] = _merged(before, event, names, self.change)
+            flow = _merged(before, event, names, self.change)
+            self._flows[event.key] = flow
             self._flows.move_to_end(event.key)
+            if self.coverage is not None:
+                packets, octets = self._growth(before, flow)
+                self.coverage.add(event, (flow.source, flow.destination), packets, octets)
         while len(self._flows) > self.capacity:
-            self._flows.popitem(last=False)
+            _, gone = self._flows.popitem(last=False)
             self.forgotten += 1
+            self._forgotten_until = max(self._forgotten_until, gone.event.last)
+
+    def sum_up(self, names: Mapping[Address, Name], told: int = 0) -> Coverage:
+        """Begin with sums of all that is remembered, by the names of now, and go on with them.
+
+        `told`: flows that have begun before that moment are not to be told again.
+        """
+        self.coverage = coverage = Coverage()
+        for flow in self._flows.values():
+            ends = (
+                names.get(flow.event.source) or flow.source,
+                names.get(flow.event.destination) or flow.destination,
+            )
+            is_told = flow.event.first <= told
+            coverage.add(flow.event, ends, flow.packets, flow.octets, is_told=is_told)
+        return coverage
 
     def since(self, change: int = 0, selection: Selection = EVERYTHING) -> list[Flow]:
         """The flows that changed after change number `change`, oldest change first."""
@@ -115,6 +143,18 @@ class History:
         newest = reversed(self._flows.values())
         wanted = (flow for flow in newest if is_selected(flow, selection))
         return list(islice(wanted, count))[::-1]
+
+    def _growth(self, before: Flow | None, after: Flow) -> tuple[int, int]:
+        """Packets and bytes that were in no report before; never too many.
+
+        What may be a flow that was forgotten counts from here on: how much of it was known is
+        not known any more.
+        """
+        if before is not None:
+            return after.packets - before.packets, after.octets - before.octets
+        if after.event.first <= self._forgotten_until:
+            return 0, 0
+        return after.packets, after.octets
 
 
 def is_selected(flow: Flow, selection: Selection) -> bool:

@@ -159,6 +159,7 @@ class Status(msgspec.Struct, frozen=True):
     endpoints: int = 0
     events_lost: int = 0
     problems: tuple[str, ...] = ()
+    audit: str = ""
 
 
 class Sa(msgspec.Struct, frozen=True):
@@ -233,6 +234,83 @@ class Encrypt(msgspec.Struct, frozen=True):
     sas: tuple[Sa, ...] = ()
     offers: tuple[Offer, ...] = ()
     peers: tuple[Peer, ...] = ()
+
+
+class Volume(msgspec.Struct, frozen=True):
+    """So much traffic."""
+
+    packets: int = 0
+    bytes: int = 0
+
+    def __add__(self, other: Volume) -> Volume:
+        return Volume(self.packets + other.packets, self.bytes + other.bytes)
+
+
+class AuditRow(msgspec.Struct, frozen=True):
+    """Traffic of two nodes, or of two endpoints, of one verdict and reason."""
+
+    direction: str
+    verdict: str
+    reason: str
+    source_node: str = ""
+    destination_node: str = ""
+    source: str = ""
+    destination: str = ""
+    rule: str = ""
+    is_exception: bool = False
+    is_between_nodes: bool = False
+    packets: int = 0
+    bytes: int = 0
+    first: float = 0.0
+    last: float = 0.0
+
+    @property
+    def volume(self) -> Volume:
+        return Volume(self.packets, self.bytes)
+
+
+class AuditReason(msgspec.Struct, frozen=True):
+    """All packets of one reason, and those of them of which it is not known whose they were."""
+
+    reason: str
+    words: str = ""
+    advice: str = ""
+    verdict: str = ""
+    packets: int = 0
+    bytes: int = 0
+    not_attributed: Volume = Volume()
+
+
+class AuditSizes(msgspec.Struct, frozen=True):
+    """How many rows there are in all."""
+
+    nodes: int = 0
+    endpoints: int = 0
+    exceptions: int = 0
+
+
+class Audit(msgspec.Struct, frozen=True):
+    """The answer to `audit`."""
+
+    node: str
+    until: float
+    since: float | None = None
+    between_nodes: dict[str, Volume] = {}
+    """By verdict."""
+    rules: dict[str, Volume] = {}
+    """What passed between nodes in the clear, by what allowed it; "": nothing did."""
+    reasons: tuple[AuditReason, ...] = ()
+    nodes: tuple[AuditRow, ...] = ()
+    endpoints: tuple[AuditRow, ...] = ()
+    exceptions: tuple[AuditRow, ...] = ()
+    rows: AuditSizes = AuditSizes()
+    merged: int = 0
+    events_lost: int = 0
+
+    @property
+    def words(self) -> dict[str, str]:
+        """What each reason means."""
+        return {each.reason: each.words for each in self.reasons}
 
 
 def read(answer: Any, shape: type[Shape]) -> Shape:

@@ -25,6 +25,18 @@ def clock(seconds: float, zone: tzinfo | None = None) -> str:
     return datetime.fromtimestamp(seconds, UTC).astimezone(zone).strftime("%H:%M:%S")
 
 
+def moment(seconds: float, zone: tzinfo | None = None) -> str:
+    """Day and wall clock of seconds since 1970, in `zone` or local time."""
+    return datetime.fromtimestamp(seconds, UTC).astimezone(zone).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def share(part: int, whole: int) -> str:
+    """100 %, 99.98 %, 0 %: rounded down, so that only the whole is 100 %."""
+    hundredths = part * 10_000 // whole if whole else 10_000
+    percent, rest = divmod(hundredths, 100)
+    return f"{percent}.{rest:02} %".replace(".00 %", " %")
+
+
 def _scaled(number: float) -> tuple[str, str]:
     for prefix in _DECIMAL:
         if abs(number) < 999.5 or prefix == _DECIMAL[-1]:

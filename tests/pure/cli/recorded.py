@@ -257,6 +257,82 @@ FLOWS: list[Row] = [
     ),
 ]
 
+
+def audited(
+    ends: tuple[str, str], verdict: str, reason: str, packets: int, octets: int, **other: Any
+) -> Row:
+    """A row of an audit between n1 and n2, or with `nodes`, others."""
+    source_node, destination_node = other.pop("nodes", ("n1", "n2"))
+    return {
+        "direction": "sent",
+        "source_node": source_node,
+        "destination_node": destination_node,
+        "source": ends[0],
+        "destination": ends[1],
+        "verdict": verdict,
+        "reason": reason,
+        "rule": "",
+        "is_exception": verdict != "encrypted",
+        "is_between_nodes": verdict != "dropped",
+        "packets": packets,
+        "bytes": octets,
+        "first": 1_795_230_840.0,
+        "last": 1_795_230_847.25,
+    } | other
+
+
+WEB, DB = "default/web-7f9c6d5b8-x2k4q", "default/db-0"
+_LOST = {"packets": 22, "bytes": 28_108}
+_NONE = {"packets": 0, "bytes": 0}
+AUDIT: Row = {
+    "node": "n1",
+    "since": 1_795_230_000.0,
+    "until": 1_795_237_200.0,
+    "between_nodes": {"encrypted": {"packets": 96_422, "bytes": 122_407_108}},
+    "rules": {},
+    "reasons": [
+        SEALED | {"not_attributed": _LOST},
+        CLEAR_WORLD | {"not_attributed": _NONE},
+        NO_KEY | {"not_attributed": _NONE},
+        REPLAYED | {"packets": 0, "bytes": 0, "not_attributed": _NONE},
+    ],
+    "nodes": [
+        audited(("", ""), "encrypted", "SEALED", 96_400, 122_379_000),
+        audited(
+            ("", ""), "clear", "CLEAR_WORLD", 812, 90_112, nodes=("n1", ""),
+            is_exception=False, is_between_nodes=False,
+        ),
+        audited(("", ""), "dropped", "DROP_NO_KEY", 17, 1_428, nodes=("n1", LONG_NAME)),
+    ],
+    "endpoints": [
+        audited((WEB, DB), "encrypted", "SEALED", 96_400, 122_379_000),
+        audited(
+            (WEB, "2606:2800:220:1:248:1893:25c8:1946"), "clear", "CLEAR_WORLD", 812, 90_112,
+            nodes=("n1", ""), is_exception=False, is_between_nodes=False,
+        ),
+        audited((WEB, "default/cache-0"), "dropped", "DROP_NO_KEY", 17, 1_428),
+    ],
+    "exceptions": [audited((WEB, "default/cache-0"), "dropped", "DROP_NO_KEY", 17, 1_428)],
+    "rows": {"nodes": 3, "endpoints": 134, "exceptions": 1},
+    "merged": 0,
+    "events_lost": 0,
+}  # fmt: skip
+_PASSED = audited(("", ""), "clear", "CLEAR_EXEMPT", 100, 30_000, rule="bootstrap")
+_MONITORED = audited(("", ""), "audited", "DROP_CLEAR_TO_CLUSTER", 9, 900)
+AUDIT_RULED: Row = AUDIT | {
+    "between_nodes": AUDIT["between_nodes"] | {"clear": {"packets": 100, "bytes": 30_000}},
+    "rules": {"bootstrap": {"packets": 100, "bytes": 30_000}},
+    "nodes": [*AUDIT["nodes"], _PASSED],
+    "exceptions": [_PASSED | {"source": "n1", "destination": "n2"}, *AUDIT["exceptions"]],
+}
+AUDIT_MONITOR: Row = AUDIT_RULED | {
+    "between_nodes": AUDIT_RULED["between_nodes"] | {"audited": {"packets": 9, "bytes": 900}},
+    "rules": AUDIT_RULED["rules"] | {"": {"packets": 9, "bytes": 900}},
+    "nodes": [*AUDIT_RULED["nodes"], _MONITORED],
+    "exceptions": [_MONITORED | {"source": WEB, "destination": DB}, *AUDIT_RULED["exceptions"]],
+}
+AUDIT_EMPTY: Row = {"node": "n1", "since": None, "until": 1_795_237_200.0}
+
 METRICS: Row = {
     "text": (
         "# HELP pellicle_packets_total by reason\n"

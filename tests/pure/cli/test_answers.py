@@ -31,6 +31,10 @@ def status(state: str) -> Played:
     return {"status": [recorded.STATES[state]], "encrypt": [recorded.ENCRYPT]}
 
 
+def audit(answer: dict[str, Any], state: str = "healthy", mode: str = "") -> Played:
+    return {"status": [recorded.STATES[state] | {"audit": mode}], "audit": [answer]}
+
+
 CASES = [
     Case(
         "a healthy node",
@@ -127,6 +131,57 @@ CASES = [
         {"status": [recorded.KERNEL], "encrypt": [recorded.ENCRYPT_KERNEL]},
         0,
         ("0x5a3c9103  xfrm    aes-256-gcm             3  3·12        12k  15 MB     12052",),
+    ),
+    Case(
+        "everything was encrypted",
+        ("audit",),
+        audit(recorded.AUDIT),
+        0,
+        (
+            "All of 122 MB between nodes was encrypted; 17 packets were dropped.",
+            "100 %  122 MB      96k",
+            "17 packets",
+            "default/cache-0",
+            "no key for the peer",
+            "encrypted  SEALED           96k  122 MB      22 packets  encrypted",
+            "131 more pairs of endpoints: see them with --most 134",
+        ),
+        ("REPLAYED", "without a rule", "mode"),
+    ),
+    Case(
+        "what passed in the clear was allowed",
+        ("audit", "report"),
+        audit(recorded.AUDIT_RULED, mode="enforce"),
+        0,
+        (
+            "99.97 % of 122 MB between nodes was encrypted; 30 kB passed in the clear, allowed by",
+            "allowed by bootstrap; 17 packets were dropped.",
+            "mode   enforce",
+            "99.97 %",
+        ),
+        ("without a rule",),
+    ),
+    Case(
+        "what would be dropped is let through",
+        ("audit", "--most", "5"),
+        audit(recorded.AUDIT_MONITOR, mode="monitor"),
+        1,
+        ("31 kB passed in the clear, allowed by bootstrap but for 900 B; 17", "audited"),
+    ),
+    Case(
+        "nothing to audit yet",
+        ("audit",),
+        audit(recorded.AUDIT_EMPTY),
+        0,
+        ("Nothing was sent or received between nodes.", "none: nothing passed in the clear"),
+    ),
+    Case("an audit without encryption", ("audit",), audit(recorded.AUDIT, "off"), 3, ("122 MB",)),
+    Case(
+        "an audit for programs",
+        ("audit", "--json"),
+        audit(recorded.AUDIT, mode="enforce"),
+        0,
+        ('"mode": "enforce"', '"bytes": 122407108'),
     ),
     Case(
         "keys of a healthy node",

@@ -50,6 +50,17 @@ def test_three_digits_are_enough(say: Callable[[float], str], number: float, wor
     assert say(number) == words
 
 
+@pytest.mark.parametrize(
+    ("part", "whole", "words"),
+    [
+        (0, 7, "0 %"), (7, 7, "100 %"), (1, 3, "33.33 %"), (999_999_999, 10**9, "99.99 %"),
+        (1, 10, "10 %"), (1, 1000, "0.10 %"), (0, 0, "100 %"),
+    ],
+)  # fmt: skip
+def test_only_the_whole_is_a_hundred_percent(part: int, whole: int, words: str) -> None:
+    assert units.share(part, whole) == words
+
+
 @given(st.integers(0, 1 << 64))
 def test_no_number_takes_more_than_six_columns(number: int) -> None:
     assert len(units.count(number)) <= 4

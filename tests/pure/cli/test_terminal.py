@@ -65,7 +65,13 @@ def on_terminal(columns: int, *words: str, press: tuple[bytes, bytes] | None = N
     return Seen(raw.decode(), os.waitstatus_to_exitcode(code))
 
 
-COMMANDS = [("status",), ("status", "-v"), ("encrypt", "status", "-v"), ("flows",)]
+COMMANDS = [
+    ("status",),
+    ("status", "-v"),
+    ("encrypt", "status", "-v"),
+    ("flows",),
+    ("audit",),
+]
 
 
 @pytest.mark.parametrize("columns", [50, 80, 140])
@@ -77,6 +83,7 @@ def test_nothing_is_wider_than_the_terminal(
         "status": [recorded.DEGRADED],
         "encrypt": [recorded.ENCRYPT],
         "flows": recorded.FLOWS,
+        "audit": [recorded.AUDIT_MONITOR],
     }
     seen = on_terminal(columns, *words, "--socket", str(agent.path))
     assert seen.code == (0 if words == ("flows",) else 1), seen.raw

@@ -25,16 +25,17 @@ def flow_event(
     first: int = 1,
     last: int = 1,
     identities: tuple[int, int] = (0, 0),
+    hook: str = "door",
 ) -> FlowEvent:
     ends = ip_address(source), ip_address(destination)
     verdict = VERDICTS.get(reason[0], Verdict.ENCRYPTED)
     return FlowEvent(
-        f"{ends} {port} {destination_port} {protocol} {reason}".encode(),
+        f"{ends} {port} {destination_port} {protocol} {reason} {hook}".encode(),
         *ends,
         port,
         destination_port,
         protocol,
-        "door",
+        hook,
         Reason(5, reason, verdict, WORDS[reason]),
         packets,
         octets,

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The audit of a real node: every packet that was sent is in it, once, with its bytes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from pellicle import lab
+from pellicle.ui.answers import Audit, AuditRow, read
+from tests import pace
+
+PING = 84
+"""Bytes of an IPv4 packet of ping's default size."""
+
+
+def pellicle(*words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pellicle", *words]
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=pace.patient(60), check=False
+    )
+
+
+def told(node: str) -> Audit:
+    done = pellicle("audit", "--node", node, "--json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return read(json.loads(done.stdout), Audit)
+
+
+def ping(where: str, address: str, count: int) -> int:
+    words = ["ping", "-q", "-c", str(count), "-i", "0.02", "-W", "1", address]
+    return pellicle("lab", "exec", where, *words).returncode
+
+
+@pytest.fixture(scope="module")
+def two_nodes(make_lab: Callable[..., lab.LabState]) -> dict[str, str]:
+    """The IPv4 address of each pod of a lab of two nodes, encryption on."""
+    state = make_lab(nodes=2, pods=1)
+    return {pod.name: pod.addresses[0] for node in state.nodes for pod in node.pods}
+
+
+def between(audit: Audit, source: str, destination: str, **wanted: Any) -> list[AuditRow]:
+    return [
+        row
+        for row in audit.endpoints
+        if (row.source, row.destination) == (source, destination)
+        and all(getattr(row, name) == value for name, value in wanted.items())
+    ]
+
+
+def test_known_packets_are_in_the_report_exactly_once(two_nodes: dict[str, str]) -> None:
+    assert ping("n1/p1", two_nodes["n2/p1"], 7) == 0
+    assert ping("n1/p1", "10.244.2.199", 2) != 0
+    assert ping("n1/p1", "203.0.113.9", 3) != 0
+    first, second = "default/n1-p1", "default/n2-p1"
+    for node, there, back in (("n1", "sent", "received"), ("n2", "received", "sent")):
+        audit = told(node)
+        (out,) = between(audit, first, second)
+        (home,) = between(audit, second, first)
+        assert (out.direction, out.verdict, out.packets, out.bytes) == (
+            there, "encrypted", 7, 7 * PING,
+        )  # fmt: skip
+        assert (home.direction, home.verdict, home.packets) == (back, "encrypted", 7)
+        assert (out.source_node, out.destination_node) == ("n1", "n2")
+        assert set(audit.between_nodes) == {"encrypted"}
+    audit = told("n1")
+    (dropped,) = between(audit, first, "10.244.2.199")
+    assert (dropped.reason, dropped.packets, dropped.bytes, dropped.is_exception) == (
+        "DROP_UNKNOWN_PEER", 2, 2 * PING, True,
+    )  # fmt: skip
+    (world,) = between(audit, first, "203.0.113.9")
+    assert (world.reason, world.packets, world.bytes, world.is_exception) == (
+        "CLEAR_WORLD", 3, 3 * PING, False,
+    )  # fmt: skip
+    assert world.destination_node == ""
+    # Probes may come before the peer has read the offer that they ask for.
+    unforeseen = {row.reason for row in audit.exceptions} - {"DROP_UNKNOWN_SPI"}
+    assert unforeseen == {"DROP_UNKNOWN_PEER"}
+
+
+def test_nothing_that_was_counted_is_missing(two_nodes: dict[str, str]) -> None:
+    assert ping("n2/p1", two_nodes["n1/p1"], 40) == 0
+    for node in ("n1", "n2"):
+        audit = told(node)
+        assert not [each for each in audit.reasons if each.not_attributed.packets]
+        for each in audit.reasons:
+            rows = [row for row in audit.endpoints if row.reason == each.reason]
+            assert sum(row.packets for row in rows) == each.packets
+            assert sum(row.bytes for row in rows) == each.bytes
+
+
+def test_a_new_agent_goes_on_where_the_one_before_was(two_nodes: dict[str, str]) -> None:
+    assert ping("n1/p1", two_nodes["n2/p1"], 5) == 0
+    before = told("n1")
+    lab.kill_agent("n1")
+    lab.start_agent("n1")
+    assert ping("n1/p1", two_nodes["n2/p1"], 5) == 0
+    after = told("n1")
+    first, second = "default/n1-p1", "default/n2-p1"
+    (was,), (now,) = between(before, first, second), between(after, first, second)
+    assert (now.packets, now.bytes) == (was.packets + 5, was.bytes + 5 * PING)
+    assert now.first == pytest.approx(was.first, abs=0.1)
