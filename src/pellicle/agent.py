@@ -13,12 +13,11 @@ import os
 import signal
 import time
 from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping
-from functools import partial
 from typing import Any
 
 import structlog
 
-from pellicle import derived, logs, metrics
+from pellicle import derived, logs, scrape
 from pellicle.answers import Sight, answers
 from pellicle.audit import Audit
 from pellicle.config import Attach, Config
@@ -55,6 +54,7 @@ from pellicle.kernel.xfrm import Xfrm, XfrmChanges
 from pellicle.keyhold import NO_KEYS, NodeKeys
 from pellicle.keys.pairing import LocalNode, ProbeKind
 from pellicle.keys.secret import SecretError
+from pellicle.metrics import Metrics
 from pellicle.plans import derive
 from pellicle.pods import PodPorts
 from pellicle.serve import CallError, Request, listen, serve
@@ -116,6 +116,9 @@ class Agent:
         )
         self._sight = self._make_sight()
         self._audit = Audit(self._sight)
+        self._metrics = Metrics(self._sight)
+        where = config.metrics_address
+        self._scraped = scrape.listen(where) if where else None
 
     async def run(self) -> None:
         """Until cancelled. The datapath stays as it is when this ends."""
@@ -144,6 +147,8 @@ class Agent:
         yield self._audit.run()
         yield self._announce()
         yield serve(self._socket, self._answers())
+        if self._scraped is not None:
+            yield scrape.serve(self._scraped, self._metrics.text)
 
     def _encryption(self) -> Iterable[Coroutine[Any, Any, None]]:
         """Routes to the door and keys; with encryption off, neither is wanted."""
@@ -296,9 +301,12 @@ class Agent:
 
     def _answers(self) -> Mapping[str, Any]:
         of_keys = self._keys.answers() if self._keys else NO_KEYS
-        of_metrics = {"metrics": partial(metrics.answer, self._sight)}
-        own = {**self._audit.answers(), "cni": self._answer_cni}
-        return {**answers(self._sight), **of_metrics, **of_keys, **own}
+        own = {
+            **self._audit.answers(),
+            "metrics": self._metrics.answer,
+            "cni": self._answer_cni,
+        }
+        return {**answers(self._sight), **of_keys, **own}
 
     async def _answer_cni(self, request: Request) -> AsyncIterator[Any]:
         try:

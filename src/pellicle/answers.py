@@ -108,7 +108,7 @@ def status(sight: Sight) -> dict[str, Any]:
         "counts": counts,
         "kernel_drops": kernel_drops(sight),
         "offload": _offload(sight),
-        "rejected": [_rejected(row) for row in _all_rejected(sight)],
+        "rejected": [_rejected(row) for row in all_rejected(sight)],
         "endpoints": sum(
             1 for row in sight.endpoints.rows.values() if row.node == sight.config.node_name
         ),
@@ -355,7 +355,8 @@ def _mtu(sight: Sight) -> dict[str, int | None]:
     return {f"v{version}": inner_mtu(link.mtu, version, sight.longest) for version in (4, 6)}
 
 
-def _all_rejected(sight: Sight) -> list[Rejected]:
+def all_rejected(sight: Sight) -> list[Rejected]:
+    """What of sources, secrets and offers is not used."""
     plan = sight.keying.plan if sight.keying else None
     return [*sight.rejected(), *(plan.rejected if plan else ())]
 

@@ -30,7 +30,7 @@ from pellicle.settings import (
     OuterFamily,
     Setting,
 )
-from pellicle.values import did_you_mean, printable, shown
+from pellicle.values import Listener, did_you_mean, printable, shown
 from pellicle.wire.yaml import Tree, YamlError, documents
 
 __all__ = [
@@ -105,6 +105,7 @@ class Config:
     spiffe_id: tuple[str, ...]
     run_dir: Path
     state_dir: Path
+    metrics_address: Listener | None
     bpffs: Path
     route_table: int
     drain_seconds: float

@@ -15,7 +15,7 @@ from pathlib import PurePosixPath
 from typing import Any, Final
 
 from pellicle.facts import Cipher, Engine
-from pellicle.values import address, dns_name, each, network, one_per_family, shown
+from pellicle.values import address, dns_name, each, listener, network, one_per_family, shown
 from pellicle.wire.spiffe_id import NODE, TRUST_DOMAIN, checked_template
 
 ENVIRONMENT_PREFIX: Final = "PELLICLE_"
@@ -318,6 +318,13 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         _path,
         "/var/lib/pellicle/state",
         "DIR",
+    ),
+    Setting(
+        "metrics_address",
+        "Where Prometheus may ask, for example 127.0.0.1:9465: GET /metrics and /healthz.",
+        lambda name, texts: listener(name, texts[0]),
+        None,
+        "ADDRESS:PORT",
     ),
     Setting("bpffs", "Where BPF objects are pinned.", _path, "/sys/fs/bpf/pellicle", "DIR"),
     Setting("route_table", "The routing table for the encrypted.", _route_table, "200", "NUMBER"),

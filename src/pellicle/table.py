@@ -154,6 +154,10 @@ class Lag:
     healed: int
     """Rows that someone else had changed or removed, seen at a refresh."""
     unreadable: str | None
+    behind_since: float | None = None
+    """None: all stands as it is wanted."""
+    refreshed: float | None = None
+    """When the target was last read."""
 
 
 @dataclass(slots=True)
@@ -174,6 +178,8 @@ class Reconciler(Generic[K, R]):
     failures: dict[K, Failure] = field(default_factory=dict)
     is_doubted: bool = False
     """Something was heard of the target: it is read again before anything else."""
+    behind_since: float | None = None
+    refreshed: float | None = None
     _stood: set[K] = field(default_factory=set)
     _unsettled: dict[K, None] = field(default_factory=dict)
     """Where the target may differ from what is wanted; nowhere else."""
@@ -204,6 +210,21 @@ class Reconciler(Generic[K, R]):
 
     def run(self, now: float) -> float | None:
         """One pass. Returns when a failed row wants another try, or None."""
+        retry = self._run(now)
+        if not self._is_behind():
+            self.behind_since = None
+        elif self.behind_since is None:
+            self.behind_since = now
+        return retry
+
+    def _is_behind(self) -> bool:
+        """Whether a pass has left something undone."""
+        if self.failures or self.unreadable is not None:
+            return True
+        # Nothing else stands after a pass without failures; what is put once may have vanished.
+        return len(self.applied.rows) < len(self.desired.rows)
+
+    def _run(self, now: float) -> float | None:
         if not self.applied.listed or self.unreadable is not None:
             self.refresh()
         if self.unreadable is not None:
@@ -231,13 +252,16 @@ class Reconciler(Generic[K, R]):
         return min((failure.again for failure in self.failures.values()), default=None)
 
     def lag(self) -> Lag:
+        """Counts rows: of large tables better in another thread, which it allows."""
         return Lag(
             self.desired.name,
             len(self.desired.rows),
             sum(1 for key in self.desired.rows if key in self.applied.rows),
-            {str(key): failure for key, failure in self.failures.items()},
+            {str(key): failure for key, failure in dict(self.failures).items()},
             self.healed,
             self.unreadable,
+            self.behind_since,
+            self.refreshed,
         )
 
     def _must_put(self, key: K, row: R, standing: Mapping[K, R], now: float) -> bool:
@@ -297,6 +321,8 @@ async def reconcile(
                 reconciler.refresh()
                 refreshed = clock()
             retry = reconciler.run(clock())
+            if reconciler.unreadable is None:
+                reconciler.refreshed = refreshed
             wake = min(refreshed + refresh_seconds, retry if retry is not None else float("inf"))
             with suppress(TimeoutError):
                 async with asyncio.timeout(max(0.0, wake - clock())):

@@ -11,6 +11,7 @@ import binascii
 import re
 from base64 import b64decode
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
 from ipaddress import IPv6Address, ip_address, ip_network
 from typing import TypeVar
@@ -87,6 +88,34 @@ def address(field: str, text: str) -> Address:
     if kind:
         raise FieldError(field, f"{text} is {kind}: nobody can be reached there")
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """Where somebody may ask."""
+
+    address: Address
+    port: int
+
+    def __str__(self) -> str:
+        shown_address = f"[{self.address}]" if self.address.version == 6 else str(self.address)
+        return f"{shown_address}:{self.port}"
+
+
+def listener(field: str, text: str) -> Listener:
+    """ADDRESS:PORT; loopback and "any" addresses are as good as others."""
+    match = re.fullmatch(r"(?:\[([^\[\]]{2,45})\]|([^:\[\]]{1,15})):([0-9]{1,5})", text)
+    try:
+        found = ip_address(match[1] or match[2]) if match else None
+    except ValueError:
+        found = None
+    if match is None or found is None or (match[1] is not None) != (found.version == 6):
+        how = "write 127.0.0.1:9465, or [::1]:9465"
+        raise FieldError(field, f"{shown(text)} is not an address and a port: {how}")
+    port = int(match[3])
+    if not 1 <= port <= 65535:
+        raise FieldError(field, f"{port} is not a port, which is between 1 and 65535")
+    return Listener(found, port)
 
 
 def _useless(found: Address) -> str | None:

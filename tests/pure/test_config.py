@@ -75,6 +75,7 @@ def test_without_a_word_the_defaults_hold() -> None:
         spiffe_id=("spiffe://{trust_domain}/pellicle/node/{node}",),
         run_dir=Path("/run/pellicle"),
         state_dir=Path("/var/lib/pellicle/state"),
+        metrics_address=None,
         bpffs=Path("/sys/fs/bpf/pellicle"),
         route_table=200,
         drain_seconds=10.0,

@@ -44,6 +44,10 @@ class MapTarget(Generic[K, R]):
     def remove(self, keys: Collection[K]) -> Mapping[K, OSError]:
         return _each(list(keys), [self._key(key) for key in keys], self.map.delete_batch)
 
+    def raw(self, key: K) -> bytes | None:
+        """The row as it is, None when there is none."""
+        return self.map.lookup(self._key(key))
+
     def _key(self, key: K) -> bytes:
         return self.key_layout.pack(**self.to_key(key))
 

@@ -18,6 +18,7 @@ import structlog
 from pellicle.datapath.address import from_bytes, to_bytes
 from pellicle.datapath.maps import Fields, MapTarget
 from pellicle.encryption.states import SLOT_SHIFT, States, key_of, mark_of
+from pellicle.encryption.traffic import Ends, SaReader, Totals, Traffic, of_state
 from pellicle.facts import Address, Cipher, Engine, Epoch, PairId, Spi
 from pellicle.kernel.bpf import Object, Update
 from pellicle.keys.rows import Direction, Sa, SaKey
@@ -81,6 +82,8 @@ class SaTarget:
             Update.NOEXIST,
         )
         self._states = states
+        self._reader = SaReader(bpf)
+        self.totals = Totals(self._reader, self._read_states())
         self._kernels: dict[SaKey, StateKey] = {}
         """States of what stands."""
 
@@ -121,8 +124,24 @@ class SaTarget:
 
     def remove(self, keys: Collection[SaKey]) -> Mapping[SaKey, OSError]:
         """What sends first; of each the row, which leads to the state, and then the state."""
-        errors = self._remove(keys)
-        return {**errors, **self._remove_states([key for key in keys if key not in errors])}
+        with self.totals.retiring() as retire:
+            last = self._last(keys)
+            errors = self._remove(keys)
+            gone = [key for key in keys if key not in errors]
+            counts: dict[StateKey, StateCounts] = {}
+            states = {key: self._kernels[key] for key in gone if key in self._kernels}
+            errors |= self._remove_states(gone, counts)
+            for key in last.keys() - errors.keys():
+                ends, traffic = last[key]
+                of_kernel = counts.get(states[key]) if key in states else None
+                retire(ends, of_state(of_kernel) if of_kernel else traffic)
+        return errors
+
+    def _last(self, keys: Collection[SaKey]) -> dict[SaKey, tuple[Ends, Traffic]]:
+        """What the rows have counted that are about to go."""
+        targets = {Direction.IN: self._in, Direction.OUT: self._out}
+        raw = ((key, targets[key.direction].raw(key)) for key in keys)
+        return {key: self._reader.row(key.direction, row) for key, row in raw if row is not None}
 
     def _remove(self, keys: Collection[SaKey]) -> dict[SaKey, OSError]:
         outbound = [key for key in keys if key.direction is Direction.OUT]
@@ -140,11 +159,13 @@ class SaTarget:
         self._kernels |= {key: state for state, key in wanted.items() if state not in errors}
         return {wanted[state]: error for state, error in errors.items()}
 
-    def _remove_states(self, keys: Collection[SaKey]) -> dict[SaKey, OSError]:
+    def _remove_states(
+        self, keys: Collection[SaKey], last: dict[StateKey, StateCounts] | None = None
+    ) -> dict[SaKey, OSError]:
         ours = {self._kernels.pop(key): key for key in keys if key in self._kernels}
         if not ours or self._states is None:
             return {}
-        errors = {ours[state]: error for state, error in self._states.remove(ours).items()}
+        errors = {ours[state]: error for state, error in self._states.remove(ours, last).items()}
         self._kernels |= {key: state for state, key in ours.items() if key in errors}
         return errors
 

@@ -139,8 +139,10 @@ class States:
         log.info("the uplink does not take a state", why=self.software_why)
         return self.xfrm.put_states(again)
 
-    def remove(self, keys: Collection[StateKey]) -> Mapping[StateKey, OSError]:
-        return self.xfrm.remove_states(keys)
+    def remove(
+        self, keys: Collection[StateKey], last: dict[StateKey, StateCounts] | None = None
+    ) -> Mapping[StateKey, OSError]:
+        return self.xfrm.remove_states(keys, last)
 
     def _for_device(self, state: State) -> State:
         """Linux lets no device decrypt for an xfrm interface: what is inbound has an if_id."""

@@ -60,8 +60,11 @@ class Xfrm(NetlinkSocket):
         errors = self._each(states, xfrm.put_state)
         return {state.key: error for state, error in errors.items()}
 
-    def remove_states(self, keys: Iterable[StateKey]) -> dict[StateKey, OSError]:
-        """Removes states; answers those that failed. What is gone already is success.
+    def remove_states(
+        self, keys: Iterable[StateKey], last: dict[StateKey, StateCounts] | None = None
+    ) -> dict[StateKey, OSError]:
+        """Removes states; answers those that failed. What is gone already is success. What each
+        had counted is put into `last`.
 
         The kernel would take a state of somebody else's, without a mark, for ours with one. So
         each is looked at first; one that stands behind another's cannot be removed: EBUSY.
@@ -76,7 +79,10 @@ class Xfrm(NetlinkSocket):
                 if answer.errno != errno.ESRCH:
                     errors[key] = answer
             elif answer is not None:
-                (standing if _is_state(answer, key) else behind).append(key)
+                counts = _counts_of(answer, key)
+                (behind if counts is None else standing).append(key)
+                if last is not None and counts is not None:
+                    last[key] = counts
         if behind:
             there = {state.key for state, _ in self.states()}
             words = "another's state of the same destination and SPI stands in front"
@@ -194,6 +200,7 @@ def _probe(act: Callable[[], OSError | None]) -> OSError | None:
         return error
 
 
-def _is_state(reply: Reply, key: StateKey) -> bool:
+def _counts_of(reply: Reply, key: StateKey) -> StateCounts | None:
+    """None: it is another state."""
     found = xfrm.read_state(reply)
-    return found is not None and found[0].key == key
+    return found[1] if found is not None and found[0].key == key else None
