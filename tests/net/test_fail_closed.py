@@ -7,6 +7,7 @@ the counters (the right reason, and only that), the flows (the packet, by name).
 
 from __future__ import annotations
 
+import signal
 import socket
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from pellicle.kernel import netns
 from pellicle.kernel.bpf import Map
 from pellicle.kernel.netlink import Netlink
 from pellicle.keys import secret as secrets
-from pellicle.lab import agents
+from pellicle.lab import agents, processes
 from pellicle.lab.frames import Kind
 from pellicle.lab.sniffer import Sniffer
 from pellicle.lab.topology import CLUSTER, PSK, WIRE, LabNode
@@ -201,19 +202,6 @@ def test_the_last_door_stops_what_was_routed_past_the_first(two: lab.LabState, f
         _run_on(N1, ["ip", "route", "del", f"{destination}/{length}", "via", via, "dev", "eth0"])
 
 
-def test_without_the_doors_program_nothing_passes(two: lab.LabState) -> None:
-    """Someone detaches it: what is routed there ends there, until the next refresh heals it."""
-    link = N1.bpffs / "links" / of(N1).link
-    link.unlink()
-    with Sniffer(markers=[MARKER]) as wire:
-        _speak("n1/p1", pod(4))
-        _speak("n1/p1", pod(6))
-        wire.settle()
-        assert wire.marks() == {}
-        assert wire.leaks() == ()
-    until(link.exists, "healed")
-
-
 @pytest.mark.parametrize("family", [4, 6])
 def test_without_the_door_nothing_from_a_pod_reaches_a_node_in_the_clear(
     two: lab.LabState, family: int
@@ -258,6 +246,27 @@ def test_an_agent_without_maps_and_directory_lets_no_cluster_address_out(
     until(lambda: bool(agents.status(N1)["healthy"]), "it is mended")
 
 
+def test_without_the_doors_program_nothing_passes(make_lab: MakeLab) -> None:
+    """Someone detaches it: what is routed there ends there, until the next refresh heals it."""
+    make_lab(2, 1, settings={"refresh_seconds": 2})
+    link, destinations = N1.bpffs / "links" / of(N1).link, (pod(4), pod(6))
+    agent = processes.read_pid_file(N1.pid_file)
+    assert agent is not None
+    processes.send_signal(agent, signal.SIGSTOP)  # the refresh shall not come too early
+    try:
+        link.unlink()
+        with _silence() as wire:
+            for destination in destinations:
+                _speak("n1/p1", destination)
+            wire.settle()
+            assert [
+                flow for flow in wire.counts() if (flow.source, flow.kind) == ("n1", Kind.ESP)
+            ] == []
+    finally:
+        processes.send_signal(agent, signal.SIGCONT)
+    until(link.exists, "healed")
+
+
 def test_encryption_off_is_never_silent(make_lab: MakeLab) -> None:
     make_lab(2, 1, encrypt=False)
     row = agents.status(N1)
@@ -282,10 +291,10 @@ def _assert_dropped(reason: str, destination: str) -> None:
 
 
 @contextmanager
-def _silence() -> Iterator[None]:
+def _silence() -> Iterator[Sniffer]:
     """Nothing is heard on the wire meanwhile."""
     with Sniffer(markers=[MARKER]) as wire:
-        yield
+        yield wire
         wire.settle()
         assert wire.marks() == {}
         assert wire.leaks() == ()

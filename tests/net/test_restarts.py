@@ -27,6 +27,7 @@ from tests.net.loaded import MARKER, Outcome, assert_private, load, until
 
 MakeLab = Callable[..., lab.LabState]
 NODES = ("n1", "n2")
+REFRESH = 2
 
 
 @pytest.mark.parametrize("family", [4, 6])
@@ -65,7 +66,7 @@ def test_killed_agents_cost_nothing(make_lab: MakeLab, family: int) -> None:
 
 def test_no_nonce_is_used_twice_on_the_wire_when_sas_are_lost(make_lab: MakeLab) -> None:
     """Rows, maps, states vanish, agents die meanwhile: new keys, never an old number again."""
-    make_lab(2, 1, encrypt=True)
+    make_lab(2, 1, settings={"refresh_seconds": REFRESH})  # when it is missed, at the latest
     n1 = LabNode(1)
     with Sniffer(nonces=True, markers=[MARKER]) as wire, load("n1/p1", "n2/p1", 4) as run:
         # A connection that is not made yet would be given up, not resumed.

@@ -99,7 +99,7 @@ def test_agents_that_die_while_keys_change(make_lab: MakeLab, family: int) -> No
 
 def test_records_that_come_back_from_the_past(make_lab: MakeLab) -> None:
     """Somebody who may write the directory replays what n2 once said."""
-    make_lab(3, 1)
+    make_lab(3, 1, settings={"refresh_seconds": 2})  # when n2 looks at its record again
     (record,) = (path for path in CLUSTER.rglob("*.yaml") if path.stem == "n2")
     with loaded(4):
         for _ in range(3):
