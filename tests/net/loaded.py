@@ -3,6 +3,9 @@
 
 with load("n1/p1", "n2/p1", family=4) as run: …disturb…
 run.stop().missing == 0
+
+with both_ways() as runs: …disturb…
+all(outcome.missing == 0 for outcome in stop(runs))
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,22 +68,20 @@ class Load:
 
     def stop(self) -> Outcome:
         """End it before its time; fails when it had ended already."""
+        self.tell_to_stop()
+        return self.outcome
+
+    def tell_to_stop(self) -> None:
         assert self.is_running, "the load was over first: nothing was shown"
-        return self.outcome_after(is_stopped=True)
+        assert self._sender.stdin is not None
+        self._sender.stdin.close()
 
     @property
     def outcome(self) -> Outcome:
         """Waits for its end."""
-        return self.outcome_after(is_stopped=False)
-
-    def outcome_after(self, *, is_stopped: bool) -> Outcome:
         if self._outcome is None:
-            stdin, stdout = self._sender.stdin, self._sender.stdout
-            assert stdin is not None
-            assert stdout is not None
-            if is_stopped:
-                stdin.close()
-            said = stdout.read()
+            assert self._sender.stdout is not None
+            said = self._sender.stdout.read()
             self._sender.wait(timeout=pace.patient(60))
             assert self._sender.returncode == 0, "the connection broke: see above"
             overflowed = _overflowed() - self._overflowed
@@ -115,6 +116,23 @@ def load(
         run = Load(_start(source, "send", address, *map(str, (lasts, *rates))), server)
         ends.callback(run.end)
         yield run
+
+
+@contextmanager
+def both_ways(seconds: float | None = None, pps: int = 1000) -> Iterator[tuple[Load, Load]]:
+    """Both families at once, each its own way: a load in IPv4, and one that meets it in IPv6."""
+    with (
+        load("n1/p1", "n2/p1", 4, seconds, pps) as there,
+        load("n2/p1", "n1/p1", 6, seconds, pps) as back,
+    ):
+        yield there, back
+
+
+def stop(runs: Sequence[Load]) -> list[Outcome]:
+    """End all of them before their time, as `Load.stop` does one."""
+    for run in runs:
+        run.tell_to_stop()
+    return [run.outcome for run in runs]
 
 
 def address_of(pod: str, family: int) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from ipaddress import ip_address, ip_network
 from pathlib import Path
@@ -31,12 +32,13 @@ from tests.net.loaded import MARKER, address_of, assert_private, load, until
 MakeLab = Callable[..., lab.LabState]
 CHURN = pace.amount(200, 6)
 CROWD = pace.amount(100, 10)
+SETTINGS = {"drain_seconds": "2s"}
 MAPS = ("ipcache", "cluster_cidrs", "endpoints", "encrypt", "sa_in", "sa_out")
 SAY = "import socket,sys; s=socket.socket(socket.AF_INET%s,socket.SOCK_DGRAM); s.sendto(%r,(%r,9))"
 
 
 def test_pods_come_and_go(make_lab: MakeLab) -> None:
-    make_lab(2, 1, encrypt=True)
+    make_lab(2, 1, settings=SETTINGS)
     _turn("n1")  # what is made once and kept, such as the identity of these labels, is made now
     _turn("n2")
     nodes = (LabNode(1), LabNode(2))
@@ -44,11 +46,9 @@ def test_pods_come_and_go(make_lab: MakeLab) -> None:
     with (
         Sniffer(markers=[MARKER], nonces=True) as wire,
         load("n1/p1", "n2/p1", 6, pps=500) as run,
+        ThreadPoolExecutor() as both,
     ):
-        for number in range(CHURN):
-            with _turn_of("n1" if number % 2 else "n2") as pod:
-                if number % pace.amount(10, 3) == 0:
-                    _speak_at_once(pod, "n2/p1" if number % 2 else "n1/p1")
+        list(both.map(_churn, ("n1", "n2"), ("n2/p1", "n1/p1")))
         outcome = run.stop()
         assert_private(wire)
         assert wire.reuses() == ()
@@ -59,7 +59,7 @@ def test_pods_come_and_go(make_lab: MakeLab) -> None:
 
 
 def test_nodes_join_and_leave(make_lab: MakeLab) -> None:
-    make_lab(2, 1, encrypt=True)
+    make_lab(2, 1, settings=SETTINGS)
     n1 = LabNode(1)
     before = _settled(n1)
     secret = secrets.parse(PSK.read_bytes())
@@ -77,6 +77,14 @@ def test_nodes_join_and_leave(make_lab: MakeLab) -> None:
         assert_private(wire)
     assert outcome.is_intact
     assert outcome.lost == 0
+
+
+def _churn(node: str, peer: str) -> None:
+    """One pod after the other, some of which speak."""
+    for number in range(CHURN // 2):
+        with _turn_of(node) as pod:
+            if number % pace.amount(5, 2) == 0:
+                _speak_at_once(pod, peer)
 
 
 def _turn(node: str) -> None:

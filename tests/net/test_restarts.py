@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Agents die and come back while pods talk; nobody notices, and nobody can listen.
 
-n1/p1 ──TCP, numbered UDP──▶ n2/p1      agents: SIGKILL, restart, SIGTERM, restart, both at once
-             ▲
+n1/p1 ──TCP, numbered UDP: IPv4──▶ n2/p1   agents: SIGKILL, restart, SIGTERM, restart, both at once
+      ◀──IPv6─────▲──────────────
     the sniffer on the wire, trusted after it has seen the same load in the clear
 """
 
@@ -13,8 +13,6 @@ import signal
 import time
 from collections.abc import Callable
 
-import pytest
-
 from pellicle import lab
 from pellicle.kernel.bpf import Map
 from pellicle.lab import agents
@@ -23,29 +21,29 @@ from pellicle.lab.sniffer import Sniffer
 from pellicle.lab.topology import LabNode
 from tests import pace
 from tests.net.engines import of
-from tests.net.loaded import MARKER, Outcome, assert_private, load, until
+from tests.net.loaded import MARKER, Outcome, assert_private, both_ways, load, stop, until
 
 MakeLab = Callable[..., lab.LabState]
 NODES = ("n1", "n2")
 REFRESH = 2
 
 
-@pytest.mark.parametrize("family", [4, 6])
-def test_killed_agents_cost_nothing(make_lab: MakeLab, family: int) -> None:
+def test_killed_agents_cost_nothing(make_lab: MakeLab) -> None:
     make_lab(2, 1, encrypt=False)
-    with Sniffer(markers=[MARKER]) as wire, load("n1/p1", "n2/p1", family, 3) as run:
-        baseline = run.outcome
+    with Sniffer(markers=[MARKER]) as wire, both_ways(3) as runs:
+        baselines = [run.outcome for run in runs]
         wire.settle()
         many, some = pace.amount((1000, 100), (200, 20))
-        assert any(flow.kind is Kind.CLEAR and count.packets > many
-                   for flow, count in wire.counts().items())  # fmt: skip
-        assert sum(wire.marks().values()) > some, "it sees plaintext when there is some"
+        for family in (4, 6):
+            clear = [
+                flow for flow in wire.counts() if (flow.kind, flow.family) == (Kind.CLEAR, family)
+            ]
+            assert any(wire.counts()[flow].packets > many for flow in clear)
+            marks = sum(count for (flow, _), count in wire.marks().items() if flow.family == family)
+            assert marks > some, "it sees plaintext when there is some"
 
     make_lab(2, 1, encrypt=True)
-    with (
-        Sniffer(markers=[MARKER], nonces=True) as wire,
-        load("n1/p1", "n2/p1", family) as run,
-    ):
+    with Sniffer(markers=[MARKER], nonces=True) as wire, both_ways() as runs:
         for node in (*NODES, *NODES):
             lab.kill_agent(node)
             lab.start_agent(node)
@@ -56,10 +54,11 @@ def test_killed_agents_cost_nothing(make_lab: MakeLab, family: int) -> None:
             lab.start_agent(node, wait=False)
         until(lambda: all(_is_ready(LabNode(number)) for number in (1, 2)), "both are ready")
         lab.restart_agent("n1", signal.SIGTERM)
-        outcome = run.stop()
+        outcomes = stop(runs)
         assert_private(wire)
         assert wire.reuses() == ()
-    _assert_unharmed(outcome, baseline)
+    for outcome, baseline in zip(outcomes, baselines, strict=True):
+        _assert_unharmed(outcome, baseline)
     for node in NODES:
         _assert_only_probes_were_dropped(node)
 

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Keys change under load, and nobody notices: by age, on demand, by another pre-shared secret.
 
-n1/p1 ══ TCP, numbered UDP ══▶ n2/p1       n3 is a peer of both
+n1/p1 ══ TCP, numbered UDP: IPv4 ══▶ n2/p1       n3 is a peer of both
+      ◀══ IPv6 ═════════════════════
 """
 
 from __future__ import annotations
@@ -24,26 +25,22 @@ from pellicle.lab import agents
 from pellicle.lab.sniffer import Sniffer
 from pellicle.lab.topology import CLUSTER, PSK, LabNode
 from tests import pace
-from tests.net.loaded import MARKER, assert_private, load, until
+from tests.net.loaded import MARKER, assert_private, both_ways, stop, until
 
 MakeLab = Callable[..., lab.LabState]
 NODES = [LabNode(number) for number in (1, 2, 3)]
 N1, N2, N3 = NODES
 LIFETIME, DRAIN = 5, 2
 """Seconds."""
-PPS = 1000
-both = pytest.mark.parametrize("family", [4, 6], ids=["IPv4", "IPv6"])
+BRIEF_DRAIN = {"drain_seconds": f"{DRAIN}s"}
+SHORT_LIVED = {"key_lifetime": f"{LIFETIME}s", **BRIEF_DRAIN}
 
 
-@both
-def test_keys_that_end_every_few_seconds(
-    make_lab: MakeLab, family: int, pytestconfig: pytest.Config
-) -> None:
+def test_keys_that_end_every_few_seconds(make_lab: MakeLab, pytestconfig: pytest.Config) -> None:
     seconds = pytestconfig.getoption("rotate_for")
-    settings = {"key_lifetime": f"{LIFETIME}s", "drain_seconds": f"{DRAIN}s"}
-    make_lab(3, 1, settings=settings)
+    make_lab(3, 1, settings=SHORT_LIVED)
     before = [newest(node) for node in NODES]
-    with loaded(family):
+    with loaded():
         time.sleep(pace.patient(seconds))
     rotations = [newest(node) - was for node, was in zip(NODES, before, strict=True)]
     assert min(rotations) >= seconds / LIFETIME / 2, "they did end"
@@ -55,16 +52,15 @@ def test_keys_that_end_by_their_number_of_packets(make_lab: MakeLab) -> None:
     limit = pace.amount(40_000, 4_000)
     make_lab(2, 1, settings={"sa_packet_limit": limit})
     before = newest(N1)
-    with loaded(4):
+    with loaded():
         until(lambda: newest(N1) >= before + 2, "new keys, and again", 120)
     assert "DROP_SA_EXPIRED" not in {row["reason"] for row in agents.status(N1)["drops"]}
 
 
-@both
-def test_keys_that_somebody_wants_to_be_others(make_lab: MakeLab, family: int) -> None:
-    make_lab(3, 1)
+def test_keys_that_somebody_wants_to_be_others(make_lab: MakeLab) -> None:
+    make_lab(3, 1, settings=BRIEF_DRAIN)
     before = {node: newest(node) for node in NODES}
-    with loaded(family):
+    with loaded():
         done = pellicle("encrypt", "rotate", "--node", "n1", "--json")
         last = json.loads(done.splitlines()[-1])
         assert (last["done"], last["moved"], last["epoch"]) == (True, 2, before[N1] + 1)
@@ -82,13 +78,13 @@ def test_keys_that_somebody_wants_to_be_others(make_lab: MakeLab, family: int) -
     assert [json.loads(row) for row in pellicle_history("n1")][: len(told)] == told
 
 
-@both
-def test_agents_that_die_while_keys_change(make_lab: MakeLab, family: int) -> None:
-    """At any moment of a rotation, all three of them, and two at once."""
-    make_lab(3, 1, settings={"key_lifetime": f"{LIFETIME}s", "drain_seconds": f"{DRAIN}s"})
-    dice = random.Random(family)
-    with loaded(family):
-        for victims in (["n1"], ["n2"], ["n3"], ["n1", "n2"], ["n1"], ["n2"]):
+def test_agents_that_die_while_keys_change(make_lab: MakeLab) -> None:
+    """At any moment of a rotation, each of them, two at once, and all."""
+    make_lab(3, 1, settings=SHORT_LIVED)
+    dice = random.Random(46)
+    together = [["n1", "n2"], ["n2", "n3"], ["n1", "n2", "n3"]]
+    with loaded():
+        for victims in (["n1"], ["n2"], ["n3"], *together):
             time.sleep(pace.patient(dice.uniform(0, LIFETIME)))
             for victim in victims:
                 lab.kill_agent(victim)
@@ -99,9 +95,10 @@ def test_agents_that_die_while_keys_change(make_lab: MakeLab, family: int) -> No
 
 def test_records_that_come_back_from_the_past(make_lab: MakeLab) -> None:
     """Somebody who may write the directory replays what n2 once said."""
-    make_lab(3, 1, settings={"refresh_seconds": 2})  # when n2 looks at its record again
+    # When n2 looks at its record again, at the latest.
+    make_lab(3, 1, settings={"refresh_seconds": 2, **BRIEF_DRAIN})
     (record,) = (path for path in CLUSTER.rglob("*.yaml") if path.stem == "n2")
-    with loaded(4):
+    with loaded():
         for _ in range(3):
             old, before = record.read_text(), newest(N2)
             pellicle("encrypt", "rotate", "--node", "n2")
@@ -113,11 +110,10 @@ def test_records_that_come_back_from_the_past(make_lab: MakeLab) -> None:
         until(lambda: all(is_settled(node) for node in NODES), "all is well")
 
 
-@both
-def test_a_secret_that_changes_on_one_node_after_the_other(make_lab: MakeLab, family: int) -> None:
+def test_a_secret_that_changes_on_one_node_after_the_other(make_lab: MakeLab) -> None:
     """Minutes apart in a real cluster; here as long as everybody takes to make new offers."""
     make_lab(3, 1)
-    with new_secret(f"{os.urandom(32).hex()}\n") as fresh, loaded(family):
+    with new_secret(f"{os.urandom(32).hex()}\n") as fresh, loaded():
         for node in NODES:
             before = newest(node)
             turn_over(node.psk, fresh)
@@ -132,7 +128,7 @@ def test_a_secret_that_changes_on_one_node_after_the_other(make_lab: MakeLab, fa
 def test_without_any_secret_nodes_agree_and_rotate(make_lab: MakeLab) -> None:
     make_lab(2, 1, settings={"psk_file": "null"})
     assert agents.status(N1)["key_mode"] == "cluster"
-    with loaded(4):
+    with loaded():
         pellicle("encrypt", "rotate", "--node", "n1")
     assert "whoever may write records is believed" in pellicle("status", "--node", "n1")
 
@@ -158,19 +154,18 @@ def test_a_line_that_is_wrong_changes_nothing_and_is_named(make_lab: MakeLab) ->
 
 
 @contextmanager
-def loaded(family: int) -> Iterator[None]:
+def loaded() -> Iterator[None]:
     """TCP and UDP that lose nothing, and a wire that says nothing."""
-    with Sniffer(markers=[MARKER], nonces=True) as wire, load(
-        "n1/p1", "n2/p1", family, pps=PPS
-    ) as run:  # fmt: skip
+    with Sniffer(markers=[MARKER], nonces=True) as wire, both_ways() as runs:
         time.sleep(pace.patient(1))
         yield
-        outcome = run.stop()
+        outcomes = stop(runs)
         assert_private(wire)
         assert wire.reuses() == ()
-    assert outcome.is_intact
-    assert outcome.stream_bytes == outcome.stream_sent
-    assert outcome.lost == 0
+    for outcome in outcomes:
+        assert outcome.is_intact
+        assert outcome.stream_bytes == outcome.stream_sent
+        assert outcome.lost == 0
 
 
 @contextmanager
