@@ -65,7 +65,7 @@ def of_encryption(t: Tables, used: Engine) -> Derivations:
     yield Derivation(t.passable, policies.plan_passable, slots)
     sends = Parted(t.sends, lambda _, send: send.node)
     passable = Parted(t.passable, lambda _, node: node)
-    yield Derivation(t.encrypt, encryption_table.plan, [sends, passable])
+    yield Derivation(t.encrypt, encryption_table.plan, [sends, passable, _standing(t)])
 
 
 def of_routes(t: Tables, route: RoutePlan) -> Derivations:
@@ -80,8 +80,7 @@ def of_routes(t: Tables, route: RoutePlan) -> Derivations:
     ) -> Mapping[RouteName, Route]:
         return route.routes({**nodes, **own}, ways, paths, encrypt)
 
-    encrypt = Parted(t.encrypt_up, lambda key, _: key.node)
-    yield Derivation(t.routes, plan, [t.own, t.ways, t.paths, _by_address(t), encrypt])
+    yield Derivation(t.routes, plan, [t.own, t.ways, t.paths, _by_address(t), _standing(t)])
 
 
 def of_kernel_ipsec(t: Tables, uplink: str) -> Derivations:
@@ -89,6 +88,11 @@ def of_kernel_ipsec(t: Tables, uplink: str) -> Derivations:
     yield Derivation(t.device, partial(xfrm_device.plan, uplink), [t.ways, t.kernel_used])
     sas = Parted(t.kernel_sas, lambda _, sa: sa.node)
     yield Derivation(t.policies, policies.plan, [t.kernel_used, sas, _by_address(t)])
+
+
+def _standing(t: Tables) -> Parted:
+    """Of the encryption table, by node."""
+    return Parted(t.encrypt_up, lambda key, _: key.node)
 
 
 def _by_address(t: Tables) -> Parted:

@@ -21,8 +21,10 @@ from pathlib import Path
 
 from pellicle import lab
 from pellicle.kernel import netns
+from pellicle.lab import agents
 from pellicle.lab.frames import Kind
 from pellicle.lab.sniffer import Sniffer
+from pellicle.lab.topology import LabNode
 from tests import pace
 
 PROGRAM = Path(__file__).with_name("load.py")
@@ -157,6 +159,13 @@ def until(condition: Callable[[], bool], what: str, seconds: float = 60.0) -> No
             pass
         assert time.monotonic() < end, f"not within {seconds:g} s: {what}"
         time.sleep(0.1)
+
+
+def dropped(node: LabNode) -> dict[str, int]:
+    """By name: what the datapath and the kernel's IPsec have dropped there."""
+    status = agents.status(node)
+    rows = (*status["drops"], *status["kernel_drops"])
+    return {row["reason"]: int(row["packets"]) for row in rows}
 
 
 def assert_private(wire: Sniffer) -> None:

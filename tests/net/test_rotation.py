@@ -25,7 +25,7 @@ from pellicle.lab import agents
 from pellicle.lab.sniffer import Sniffer
 from pellicle.lab.topology import CLUSTER, PSK, LabNode
 from tests import pace
-from tests.net.loaded import MARKER, assert_private, both_ways, stop, until
+from tests.net.loaded import MARKER, assert_private, both_ways, dropped, stop, until
 
 MakeLab = Callable[..., lab.LabState]
 NODES = [LabNode(number) for number in (1, 2, 3)]
@@ -165,7 +165,7 @@ def loaded() -> Iterator[None]:
     for outcome in outcomes:
         assert outcome.is_intact
         assert outcome.stream_bytes == outcome.stream_sent
-        assert outcome.lost == 0
+        assert outcome.lost == 0, f"{outcome}\n{[dropped(node) for node in NODES[:2]]}"
 
 
 @contextmanager

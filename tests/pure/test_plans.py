@@ -125,8 +125,8 @@ class AnyCluster(RuleBasedStateMachine):
         rows = {}
         for number, engine in engines.items():
             sa = next(iter(sas(number, engine).values()))
-            pair, before = (PairId(90 + number), sa.pair) if is_new else (sa.pair, None)
-            rows[NodeName(f"n{number}")] = Send(pair, engine, sa.node, before=before)
+            pair = PairId(90 + number) if is_new else sa.pair
+            rows[NodeName(f"n{number}")] = Send(pair, engine, sa.node)
         self.t.sends.replace(rows)
 
     @rule()

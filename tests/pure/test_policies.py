@@ -93,17 +93,26 @@ def test_a_pair_of_the_kernels_is_sent_on_only_when_it_is_passable(
 ) -> None:
     sends, row = {N2: Send(PAIR, engine, THERE)}, EncryptRow(PAIR, engine)
     key = EncryptKey(encryption_table.ANY, encryption_table.ANY, THERE)
-    assert encryption_table.plan(sends, ()) == ({key: row} if is_sent else {})
-    assert encryption_table.plan(sends, {PAIR: THERE}) == {key: row}
+    assert encryption_table.plan(sends, (), {}) == ({key: row} if is_sent else {})
+    assert encryption_table.plan(sends, {PAIR: THERE}, {}) == {key: row}
 
 
-def test_until_a_new_pair_is_passable_the_one_before_is_sent_on() -> None:
-    older = PairId(PAIR + 1)
-    sends = {N2: Send(PAIR, Engine.XFRM, THERE, sas=1, before=older)}
+@pytest.mark.parametrize("engine", Engine)
+def test_until_a_new_pair_is_passable_the_one_before_is_sent_on(engine: Engine) -> None:
+    sends = {N2: Send(PAIR, Engine.XFRM, THERE, sas=1)}
     key = EncryptKey(encryption_table.ANY, encryption_table.ANY, THERE)
-    for passable, pair in (({older: THERE}, older), ({older: THERE, PAIR: THERE}, PAIR)):
-        assert encryption_table.plan(sends, passable) == {key: EncryptRow(pair, Engine.XFRM, 1)}
-    assert encryption_table.plan(sends, ()) == {}
+    before, row = EncryptRow(PairId(PAIR + 1), engine, 1), EncryptRow(PAIR, Engine.XFRM, 1)
+    others = {before.pair: THERE} if engine is Engine.XFRM else {}
+    assert encryption_table.plan(sends, others, {key: before}) == {key: before}
+    assert encryption_table.plan(sends, others | {PAIR: THERE}, {key: before}) == {key: row}
+    assert encryption_table.plan({}, others, {key: before}) == {}, "nobody to send to"
+
+
+def test_a_pair_of_the_kernels_that_is_no_longer_passable_is_not_sent_on() -> None:
+    sends = {N2: Send(PAIR, Engine.XFRM, THERE)}
+    key = EncryptKey(encryption_table.ANY, encryption_table.ANY, THERE)
+    for pair in (PAIR, PairId(PAIR + 1)):
+        assert encryption_table.plan(sends, (), {key: EncryptRow(pair, Engine.XFRM)}) == {}
 
 
 def test_states_of_keys_made_by_hand_are_what_ip_xfrm_makes() -> None:

@@ -18,7 +18,7 @@ from pellicle.lab import agents
 from pellicle.lab.frames import Kind
 from pellicle.lab.sniffer import Sniffer
 from pellicle.lab.topology import LabNode
-from tests.net.loaded import MARKER, assert_private, load, until
+from tests.net.loaded import MARKER, assert_private, dropped, load, until
 
 MakeLab = Callable[..., lab.LabState]
 NODES = (LabNode(1), LabNode(2))
@@ -75,14 +75,7 @@ def test_killed_agents_cost_nothing(make_lab: MakeLab, engine_: str, family: int
         assert_private(wire)
         assert wire.reuses() == ()
     assert outcome.is_intact
-    assert outcome.lost == 0, f"{outcome}\n{[_dropped(node) for node in NODES]}"
-
-
-def _dropped(node: LabNode) -> dict[str, int]:
-    """By name: what the datapath and the kernel's IPsec have dropped there."""
-    status = agents.status(node)
-    rows = (*status["drops"], *status["kernel_drops"])
-    return {row["reason"]: int(row["packets"]) for row in rows}
+    assert outcome.lost == 0, f"{outcome}\n{[dropped(node) for node in NODES]}"
 
 
 def _engines() -> tuple[str, ...]:

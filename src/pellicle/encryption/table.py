@@ -40,23 +40,23 @@ class EncryptRow:
 
 
 def plan(
-    sends: Mapping[NodeName, Send], passable: Collection[PairId]
+    sends: Mapping[NodeName, Send],
+    passable: Collection[PairId],
+    standing: Mapping[EncryptKey, EncryptRow],
 ) -> dict[EncryptKey, EncryptRow]:
     """One row for each peer that can be sent to.
 
-    `passable`: the pairs of the kernel's whose policies stand.
+    `passable`: the pairs of the kernel's whose policies stand. Until those of a new pair do, the
+    row that is `standing` stays: its pair is not taken away before it.
     """
-    return {
-        EncryptKey(ANY, ANY, send.node): EncryptRow(pair, send.engine, send.sas)
-        for send in sends.values()
-        if (pair := _usable(send, passable)) is not None
-    }
-
-
-def _usable(send: Send, passable: Collection[PairId]) -> PairId | None:
-    if send.engine is Engine.BPF or send.pair in passable:
-        return send.pair
-    return send.before if send.before in passable else None
+    rows = {}
+    for send in sends.values():
+        key = EncryptKey(ANY, ANY, send.node)
+        for row in (EncryptRow(send.pair, send.engine, send.sas), standing.get(key)):
+            if row is not None and (row.engine is Engine.BPF or row.pair in passable):
+                rows[key] = row
+                break
+    return rows
 
 
 def key_for(node: Node) -> EncryptKey:

@@ -246,14 +246,8 @@ class ManualKeys:
             if outers[name] is not None and node.addresses[0] in stands
         }
         sends = {
-            name: Send(
-                newest.pair,
-                Engine.XFRM,
-                self._nodes[name].addresses[0],
-                sas=1,
-                before=older[0].pair if older else None,
-            )
-            for name, (newest, *older) in used.items()
+            name: Send(newest.pair, Engine.XFRM, self._nodes[name].addresses[0], sas=1)
+            for name, (newest, *_) in used.items()
         }
         return KeyPlan(
             offers=(),

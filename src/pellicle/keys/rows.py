@@ -165,8 +165,6 @@ class Send:
     """The peer's primary address."""
     sas: int = SAS_PER_PAIR
     """How many it has."""
-    before: PairId | None = None
-    """Another such pair, for as long as the kernel's policies do not lead to `pair` yet."""
 
 
 @dataclass(frozen=True, slots=True)
