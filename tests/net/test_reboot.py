@@ -10,7 +10,6 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from pellicle.lab.sniffer import Sniffer
 from pellicle.lab.topology import CLUSTER, LabNode, pod_named
 from pellicle.sources.shelf import Shelf
 from tests import pace
-from tests.net.loaded import MARKER, assert_private, load, until
+from tests.net.loaded import MARKER, assert_private, dropped, load, until
 
 MakeLab = Callable[..., lab.LabState]
 NODES = N1, N2, N3 = [LabNode(number) for number in (1, 2, 3)]
@@ -54,66 +53,50 @@ class Disk:
         fresh.rename(RECORD)
 
 
-def keep_disk() -> None:
-    """Nothing happens to it."""
-
-
 def lose_disk() -> None:
     RECORD.unlink()
     shutil.rmtree(STATE)
 
 
-def test_on_its_own_disk(make_lab: MakeLab) -> None:
+def test_whatever_its_disk_says_it_comes_back_with_keys_that_never_were(make_lab: MakeLab) -> None:
     make_lab(3, 1, settings={"drain_seconds": "2s"})
-    before = offers()
-    reboot_under_load(keep_disk)
-    assert offers()[-1].epoch == before[-1].epoch + 1
-
-
-def test_on_an_empty_disk_its_record_lost_too(make_lab: MakeLab) -> None:
-    make_lab(3, 1, settings={"drain_seconds": "2s"})
+    old = Disk.now()
     rotate()
-    reboot_under_load(lose_disk)
-    assert offers()[-1].epoch == 1, "it begins anew"
-
-
-def test_on_an_old_copy_of_its_disk_and_of_its_record(make_lab: MakeLab) -> None:
-    make_lab(3, 1, settings={"drain_seconds": "2s"})
-    old, was = Disk.now(), offers()
-    rotate()
-    rotate()
-    latest = offers()
-    reboot_under_load(old.put_back)
-    assert was[-1].epoch < offers()[-1].epoch <= latest[-1].epoch, "an epoch comes a second time"
-    history = (STATE / "keys.jsonl").read_bytes()
-    assert history.startswith(old.state["keys.jsonl"]), "and its history goes on from the copy"
-
-
-def reboot_under_load(happens_to_disk: Callable[[], None]) -> None:
-    """Everything is told by the wire, by what arrives, and by n2's new record."""
-    before = {offer.boot_nonce for offer in offers()}
+    latest = epoch()
     with (
         Sniffer(markers=[MARKER], nonces=True) as wire,
         load("n1/p1", "n3/p1", 4, pps=PPS) as beside,
         pinging("n1/p1", "n2/p1"),
     ):
-        time.sleep(pace.patient(1))
-        lab.power_off("n2")
-        assert not N2.bpffs.exists()
-        assert not echoes("n1/p1", "n2/p1")
-        happens_to_disk()
-        lab.power_on("n2", wait=False)
-        until(talk_again, "traffic is there again by itself", MOST_SECONDS)
-        with load("n1/p1", "n2/p1", 6, pace.patient(1), pps=PPS) as again:
-            assert again.outcome.lost == 0
-            assert again.outcome.is_intact
-        until(lambda: all(is_settled(node) for node in NODES), "all is well")
+        reboot(lambda: None)
+        assert epoch() == latest + 1
+        reboot(old.put_back)
+        assert epoch() == latest, "an epoch comes a second time"
+        history = (STATE / "keys.jsonl").read_bytes()
+        assert history.startswith(old.state["keys.jsonl"]), "it goes on from the copy"
+        reboot(lose_disk)
+        assert epoch() == 1, "its epochs begin anew"
         outcome = beside.stop()
         assert_private(wire)
         assert wire.reuses() == ()
     assert outcome.is_intact
     assert outcome.stream_bytes == outcome.stream_sent
-    assert outcome.lost == 0, outcome
+    assert outcome.lost == 0, f"{outcome}\n{[dropped(node) for node in (N1, N3)]}"
+
+
+def reboot(happens_to_disk: Callable[[], None]) -> None:
+    """Of n2; returns when all is as before, with another boot nonce."""
+    before = {offer.boot_nonce for offer in offers()}
+    lab.power_off("n2")
+    assert not N2.bpffs.exists()
+    assert not echoes("n1/p1", "n2/p1")
+    happens_to_disk()
+    lab.power_on("n2", wait=False)
+    until(talk_again, "traffic is there again by itself", MOST_SECONDS)
+    with load("n1/p1", "n2/p1", 6, pace.patient(0.5), pps=PPS) as again:
+        assert again.outcome.lost == 0
+        assert again.outcome.is_intact
+    until(lambda: all(is_settled(node) for node in NODES), "all is well")
     assert not before & {offer.boot_nonce for offer in offers()}
 
 
@@ -151,6 +134,10 @@ def offers() -> tuple[Offer, ...]:
     shelf = Shelf(CLUSTER)
     shelf.look_everywhere()
     return shelf.world().nodes[NodeName(N2.name)].offers
+
+
+def epoch() -> int:
+    return offers()[-1].epoch
 
 
 def is_settled(node: LabNode) -> bool:
