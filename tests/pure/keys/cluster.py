@@ -210,6 +210,10 @@ class Cluster(World):
     members: dict[NodeName, Member] = field(default_factory=dict)
     directory: dict[NodeName, list[Node]] = field(default_factory=dict)
     air: list[Packet] = field(default_factory=list)
+    untold: set[tuple[NodeName, NodeName]] = field(default_factory=set)
+    """Who hears no record of whom."""
+    unheard: set[tuple[NodeName, NodeName]] = field(default_factory=set)
+    """Who hears no packet of whom."""
 
     def add(self, name: str, address: str) -> Member:
         node, outer = NodeName(name), ip_address(address)
@@ -243,15 +247,21 @@ class Cluster(World):
         self.dice.shuffle(packets)
         for packet in packets * (2 if twice else 1):
             for member in self.members.values():
-                if packet.destination in member.addresses:
+                if packet.destination in member.addresses and not self._is_cut(packet, member):
                     if packet.probe is None and self.now - packet.sent_at < DRAIN:
                         member.check_opens(packet)
                     member.kernel.receive(packet)
 
+    def _is_cut(self, packet: Packet, to: Member) -> bool:
+        return any(
+            (to.name, member.name) in self.unheard and packet.source in member.addresses
+            for member in self.members.values()
+        )
+
     def deliver_records(self) -> None:
         for member in self.members.values():
             for name, versions in self.directory.items():
-                if versions:
+                if versions and (member.name, name) not in self.untold:
                     member.view[name] = versions[-1]
 
     def refresh(self) -> None:
@@ -273,6 +283,20 @@ class Cluster(World):
             self.act()
             self.check_sends()
             self.now = min(end, self.now + 1.0)
+
+    def live_on(self, seconds: float, step: float) -> None:
+        """Time goes by; whoever is not cut off hears of everything."""
+        end = self.now + seconds
+        while self.now < end:
+            self.deliver_records()
+            self.act()
+            self.check_sends()
+            self.now += step
+
+    def heal(self) -> None:
+        """Nobody is cut off from anybody."""
+        self.untold.clear()
+        self.unheard.clear()
 
     def check_sends(self) -> None:
         for member in self.members.values():

@@ -18,6 +18,8 @@ class World:
     now: float = 0.0
     outbound_keys: set[bytes] = field(default_factory=set)
     """Every key that an outbound SA ever had, anywhere."""
+    ciphers: dict[PairId, Cipher] = field(default_factory=dict)
+    """Of every pair that ever stood, anywhere."""
 
 
 class BrokenPromiseError(AssertionError):
@@ -110,6 +112,8 @@ class Kernel:
             raise BrokenPromiseError(f"the engine cannot do that: {sa}")
         if not 1 <= sa.slot <= 65535:
             raise BrokenPromiseError(f"no mark can name it: {sa}")
+        if self.world.ciphers.setdefault(sa.pair, sa.cipher) is not sa.cipher:
+            raise BrokenPromiseError(f"one name for pairs of two ciphers: {sa}")
         if at in self.rows:
             raise BrokenPromiseError(f"an SA was put over one that stands: {sa}")
         if (sa.direction, key) in self.installed:

@@ -11,14 +11,25 @@ At the end everything is delivered, every agent started, and all must agree agai
 from __future__ import annotations
 
 from dataclasses import replace
+from enum import Enum, auto
 
 import hypothesis.strategies as st
+import pytest
 from hypothesis import HealthCheck, settings
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from pellicle.facts import Cipher
 
-from .cluster import KITS, Cluster, Kit, Member, cluster_of
+from .cluster import KITS, XFRM, Cluster, Kit, Member, cluster_of
+
+
+class Cut(Enum):
+    """What does not get through."""
+
+    RECORDS = auto()
+    PACKETS = auto()
+    BOTH = auto()
+
 
 MEMBERS = st.integers(0, 2)
 ACTS = st.none() | st.integers(0, 3)
@@ -147,6 +158,28 @@ class AnyLife(RuleBasedStateMachine):
         if self.member(number) is not self.member(other):
             self.member(number).send_data(self.member(other))
 
+    # --- partitions ---
+
+    @rule(number=MEMBERS, other=MEMBERS, cut=st.sampled_from(Cut), is_mutual=st.booleans())
+    def cut_off(self, number: int, other: int, cut: Cut, is_mutual: bool) -> None:
+        """One node hears no more records, no more packets, or neither, of another; or both so."""
+        member, name = self.member(number).name, self.member(other).name
+        ways = {(member, name), (name, member)} if is_mutual else {(member, name)}
+        if cut is not Cut.PACKETS:
+            self.world.untold |= ways
+        if cut is not Cut.RECORDS:
+            self.world.unheard |= ways
+
+    @rule()
+    def heal(self) -> None:
+        self.world.heal()
+
+    @precondition(lambda self: hasattr(self, "world") and (self.world.untold or self.world.unheard))
+    @rule(hours=st.sampled_from([0.1, 1.1, 3.5]), step=st.sampled_from([17.0, 45.0]))
+    def hours_go_by(self, hours: float, step: float) -> None:
+        """Past stale, past the offer that no longer waits, past a secret's grace, key lifetimes."""
+        self.world.live_on(hours * 3600, step)
+
     # --- records ---
 
     @rule(number=MEMBERS, other=MEMBERS, age=st.integers(0, 4))
@@ -154,7 +187,7 @@ class AnyLife(RuleBasedStateMachine):
         """Late, twice, out of order, or replayed."""
         member, name = self.member(number), self.member(other).name
         versions = self.world.directory[name]
-        if versions:
+        if versions and (member.name, name) not in self.world.untold:
             member.view[name] = versions[max(0, len(versions) - 1 - age)]
 
     @rule()
@@ -188,6 +221,19 @@ class AnyLife(RuleBasedStateMachine):
             else replace(node, ciphers=(Cipher(what),))
         )
 
+    @rule(number=MEMBERS, other=MEMBERS, cipher=st.sampled_from(Cipher))
+    def restart_beside_other_ciphers(self, number: int, other: int, cipher: Cipher) -> None:
+        """Another node sees the new offer first in a record whose ciphers are not its own."""
+        maker, member = self.member(number), self.member(other)
+        self.restart(number, 0, None)
+        for _ in range(4):
+            maker.step()
+        versions = self.world.directory[maker.name]
+        if member is not maker and versions:
+            member.view[maker.name] = replace(versions[-1], ciphers=(cipher,))
+            member.step()
+            member.view[maker.name] = versions[-1]
+
     @rule(seconds=st.sampled_from([0.01, 0.1, 1.0, 4.0, 11.0, 31.0, 70.0, 400.0]))
     def pass_time(self, seconds: float) -> None:
         self.world.now += seconds
@@ -204,6 +250,7 @@ class AnyLife(RuleBasedStateMachine):
             if member.agent is None:
                 versions = self.world.directory[member.name]
                 member.start(versions[-1].offers if versions else ())
+        self.world.heal()
         self.world.agree_on_a_secret()
         self.world.settle()
         self.world.check_settled()
@@ -216,3 +263,24 @@ TestAnyLife.settings = settings(
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
 )
+
+
+@pytest.mark.parametrize("cipher", [Cipher.AES_128_GCM, Cipher.CHACHA20_POLY1305])
+def test_an_offer_that_is_first_seen_beside_other_ciphers(cipher: Cipher) -> None:
+    """The pair that it makes with those stands in nobody's way once the record is right again."""
+    world = cluster_of(2)
+    member, maker = world.members.values()
+    for each in (member, maker):
+        each.kit = XFRM
+        each.start(())
+    world.settle()
+    assert maker.agent
+    maker.agent.ring.rotate()
+    for _ in range(4):
+        maker.step()
+    said = world.directory[maker.name][-1]
+    assert [offer.epoch for offer in said.offers] == [1, 2]
+    member.view[maker.name] = replace(said, ciphers=(cipher,))
+    member.step()
+    world.settle()
+    world.check_settled()
