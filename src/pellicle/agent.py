@@ -63,7 +63,7 @@ from pellicle.sources.cni import Cni, Datapath, Records
 from pellicle.sources.cni_spec import CniError
 from pellicle.sources.directory import Directory
 from pellicle.sources.links import links, snapshot
-from pellicle.sources.record import RecordTarget
+from pellicle.sources.record import RecordTarget, defend
 from pellicle.sources.secrets import SecretFileError
 from pellicle.sources.workload import NoGrpc
 from pellicle.table import Reconciler, Table, reconcile
@@ -99,6 +99,8 @@ class Agent:
         sealed = self._bpf.btf.enum("exported")["EXPORT_LONGEST"]
         self._longest = sealed if self._choice.engine is Engine.BPF else ANY_LENGTH
         self._directory = Directory(config.directory, config.refresh_seconds)
+        self._news = asyncio.Event()
+        """Of the directory."""
         self._rejected: tuple[Rejected, ...] = ()
         self._pending: tuple[Rejected, ...] = ()
         self._paths = PathMtus(self._tables.paths, self._uplink.mtu, time.monotonic)
@@ -138,8 +140,9 @@ class Agent:
         self._reconciler(t.pods, endpoints.target(self._bpf), t.pods_up)
         self._reconciler(t.ipcache, ipcache.target(self._bpf), t.ipcache_up)
         self._reconciler(t.cidrs, ipcache.cidr_target(self._bpf), t.cidrs_up)
-        record = RecordTarget(config.directory, self._name, t.nodes)
-        self._reconciler(t.record, record, t.record_up)
+        target = RecordTarget(config.directory, self._name, t.nodes)
+        record = self._reconciler(t.record, target, t.record_up)
+        yield defend(record, self._news)
         yield from self._encryption()
         for each in self._reconcilers:
             yield reconcile(each, time.monotonic, config.refresh_seconds)
@@ -206,6 +209,7 @@ class Agent:
             )
             self._tables.nodes.replace(world.nodes)
             self._tables.endpoints.replace(world.endpoints)
+            self._news.set()
             if not is_adopted:
                 known = [*world.endpoints.values(), *(each.endpoint for each in world.pending)]
                 await self._cni.adopt(known, snapshot(self._netlink))

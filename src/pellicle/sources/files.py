@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -21,9 +22,29 @@ from pathlib import Path
 
 from pellicle.facts import Endpoint, Identity, Node, NodeName
 from pellicle.identity import candidates, canonical
-from pellicle.sources.resources import Resource, place, read, write
+from pellicle.sources.resources import MAX_BYTES, Resource, place, read, write
 
 MODE = 0o644
+
+
+def contents(path: Path | str) -> tuple[os.stat_result, bytes]:
+    """What stands there, one byte more than may be read at most; OSError if it is no file."""
+    # Without O_NONBLOCK a named pipe would hold the agent up for ever.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        return status, file.read(MAX_BYTES + 1)
+
+
+def read_node(directory: Path, name: NodeName) -> Node | None:
+    """What its record says; None: not one node's, alone. FileNotFoundError: there is none."""
+    sheet = read("", contents(directory / place(Node(name, (), ())))[1])
+    said = [document.resource for document in sheet.documents]
+    if sheet.rejected or len(said) != 1 or not isinstance(said[0], Node):
+        return None
+    return said[0]
 
 
 def write_node(directory: Path, node: Node) -> bool:
@@ -68,7 +89,7 @@ def _publish(directory: Path, resource: Resource) -> bool:
     raw = write(resource).encode()
     # One that cannot be read is replaced.
     with suppress(OSError):
-        if path.read_bytes() == raw:
+        if contents(path)[1] == raw:
             return False
     _install(directory, path, raw, Path.replace)
     return True
@@ -77,7 +98,7 @@ def _publish(directory: Path, resource: Resource) -> bool:
 def _recorded(path: Path) -> Identity | None:
     """The identity that stands at `path`; None for anything else."""
     try:
-        sheet = read("", path.read_bytes())
+        sheet = read("", contents(path)[1])
     except FileNotFoundError:
         return None
     found = [document.resource for document in sheet.documents]

@@ -17,7 +17,8 @@ from itertools import chain
 from pathlib import Path
 
 from pellicle.facts import Rejected
-from pellicle.sources.resources import MAX_BYTES, Sheet, read, title
+from pellicle.sources.files import contents
+from pellicle.sources.resources import Sheet, read, title
 from pellicle.sources.world import World, judge
 from pellicle.values import printable
 
@@ -157,14 +158,14 @@ class Shelf:
     def _read(self, path: str) -> None:
         source = _printable(path)
         try:
-            stamp, raw = _contents(f"{self.root}/{path}")
+            status, raw = contents(f"{self.root}/{path}")
         except (FileNotFoundError, NotADirectoryError):
             self._drop(path)
             return
         except OSError as error:
             self._file(path, _Filed(None, Sheet(rejected=(_refused(source, error),))))
             return
-        self._file(path, _Filed(stamp, read(source, raw)))
+        self._file(path, _Filed(_stamp(status), read(source, raw)))
 
     def _file(self, path: str, new: _Filed) -> None:
         old = self._filed.get(path)
@@ -186,16 +187,6 @@ def _with_what_was_good(old: Sheet, new: Sheet) -> Sheet:
         return new
     rejected = tuple(replace(row, why=row.why + KEPT) for row in new.rejected)
     return Sheet((*new.documents, *kept), rejected)
-
-
-def _contents(path: str) -> tuple[Stamp, bytes]:
-    # Without O_NONBLOCK a named pipe would hold the agent up for ever.
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise OSError(errno.EINVAL, "not a regular file", path)
-        return _stamp(status), file.read(MAX_BYTES + 1)
 
 
 def _is_folder(path: str) -> bool:
