@@ -45,11 +45,17 @@ class Spire:
         self.bundle = self.authority.bundle
         self.apis = {node: WorkloadApi(node.spiffe_socket) for node in (N1, N2)}
         self.latest: dict[LabNode, Issued] = {}
+        self.others: dict[LabNode, Authority] = {}
+        """Of nodes that are not of its own trust domain."""
+        self.federated: dict[LabNode, dict[str, bytes]] = {}
+        """The bundles that a node has beside its own."""
 
     def issue(self, node: LabNode, seconds: float, path: str = "") -> Issued:
-        svid = self.authority.svid(path or f"/pellicle/node/{node.name}", pace.patient(seconds))
-        svid = replace(svid, bundle=self.bundle)
-        self.apis[node].say(response([svid]))
+        authority = self.others.get(node, self.authority)
+        svid = authority.svid(path or f"/pellicle/node/{node.name}", pace.patient(seconds))
+        if node not in self.others:
+            svid = replace(svid, bundle=self.bundle)
+        self.apis[node].say(response([svid], self.federated.get(node)))
         self.latest[node] = svid
         return svid
 
@@ -188,6 +194,44 @@ def test_a_node_with_another_nodes_id_gets_no_keys(make_lab: MakeLab, spire: Spi
         until(lambda: not sas_with_n2(), "nothing is left of its keys")
         assert not echoes()
         assert wire.leaks() == ()
+
+
+def test_nodes_of_two_trust_domains_agree_while_each_has_the_others_bundle(
+    make_lab: MakeLab, spire: Spire
+) -> None:
+    other = spire.others[N2] = Authority("other.example")
+    spire.federated = {N1: {other.id: other.bundle}, N2: {spire.authority.id: spire.bundle}}
+    spire.issue_all(3600)
+    templates = [f"{id_}/pellicle/node/{{node}}" for id_ in (spire.authority.id, other.id)]
+    make_lab(2, 1, settings={**SETTINGS, "spiffe_id": templates})
+    assert svid(N2)["id"] == "spiffe://other.example/pellicle/node/n2"
+    before = pair(N1)
+    with Sniffer(markers=[MARKER], nonces=True) as wire, both_ways() as runs:
+        was = {node: svid(node)["until"] for node in (N1, N2)}
+        time.sleep(1.1)  # an expiry has whole seconds
+        spire.issue_all(3600)
+        until(lambda: all(svid(node)["until"] > was[node] for node in was), "both are renewed")
+        until(lambda: all(is_in_record(*each) for each in spire.latest.items()), "and published")
+        outcomes = stop(runs)
+        assert_private(wire)
+        assert wire.reuses() == ()
+    for outcome in outcomes:
+        assert outcome.is_intact
+        assert outcome.lost == 0, outcome
+    assert pair(N1) == before
+
+    with Sniffer(markers=[MARKER]) as wire:
+        spire.federated[N1] = {}
+        spire.issue(N1, 3600)
+        until(lambda: peer(N1)["state"] == "unverified", "no longer believed")
+        assert "no bundle of the trust domain other.example is known" in peer(N1)["why"]
+        until(lambda: not sas_with_n2(), "nothing is left of its keys")
+        assert not echoes()
+        assert wire.leaks() == ()
+    spire.federated[N1] = {other.id: other.bundle}
+    spire.issue(N1, 3600)
+    until(lambda: is_ready(N1) and is_ready(N2), "believed again")
+    until(echoes, "and its traffic passes")
 
 
 # --- what the nodes say -----------------------------------------------------------------------
