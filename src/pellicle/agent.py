@@ -19,7 +19,7 @@ import structlog
 
 from pellicle import derived, logs, scrape
 from pellicle.answers import Sight, answers
-from pellicle.audit import Audit
+from pellicle.audit import Audit, wall
 from pellicle.config import Attach, Config
 from pellicle.datapath import endpoints, ipcache, programs
 from pellicle.datapath.door import DoorsTarget, DoorTarget
@@ -59,6 +59,7 @@ from pellicle.plans import derive
 from pellicle.pods import PodPorts
 from pellicle.serve import CallError, Request, listen, serve
 from pellicle.sources import systemd, uplink
+from pellicle.sources.audit_trail import AuditTrail
 from pellicle.sources.cni import Cni, Datapath, Records
 from pellicle.sources.cni_spec import CniError
 from pellicle.sources.directory import Directory
@@ -117,7 +118,8 @@ class Agent:
             self._ports(),
         )
         self._sight = self._make_sight()
-        self._audit = Audit(self._sight)
+        self._sight.trail = AuditTrail(config.state_dir / "audit", wall)
+        self._audit = Audit(self._sight, self._sight.trail)
         self._metrics = Metrics(self._sight)
         where = config.metrics_address
         self._scraped = scrape.listen(where) if where else None
@@ -337,6 +339,7 @@ class Agent:
             yield self._directory.problem
         if self._keys is not None:
             yield from self._keys.problems()
+        yield from self._audit.problems()
         if self._tables.nodes.listed and self._name not in self._tables.nodes.rows:
             yield f"the record of this node, {self._name}, is not in force: see what is rejected"
 

@@ -35,6 +35,7 @@ from pellicle.flows.selection import Selection
 from pellicle.kernel.bpf import MapType, Object
 from pellicle.keys.pairing import PeerKeys
 from pellicle.serve import CallError, Request
+from pellicle.sources.audit_trail import AuditTrail
 from pellicle.table import Lag, Reconciler, Table
 
 SECRET_FIELDS = frozenset({"key", "salt"})
@@ -76,6 +77,7 @@ class Sight:
     """None: the key mode is not spiffe."""
     key_events: Counter[str] = field(default_factory=Counter)
     """How often what has become of keys."""
+    trail: AuditTrail | None = None
 
 
 def status(sight: Sight) -> dict[str, Any]:
@@ -113,6 +115,7 @@ def status(sight: Sight) -> dict[str, Any]:
             1 for row in sight.endpoints.rows.values() if row.node == sight.config.node_name
         ),
         "events_lost": events_lost(sight),
+        "audit_trail": sight.trail.answer() if sight.trail else None,
         "problems": problems,
     }
 

@@ -269,6 +269,9 @@ def _of_agent(sight: Sight, moment: Moment) -> Iterable[Metric]:
     yield gauge("pellicle_problems", words, [((), moment.problems)])
     words = "Records, secrets and answers that are not used; `pellicle status` says why."
     yield gauge("pellicle_rejected_records", words, [((), moment.rejected)])
+    words = "In the audit trail; 0: it cannot be kept."
+    records = sight.trail.seq if sight.trail else 0
+    yield gauge("pellicle_audit_records", words, [((), records)])
 
 
 def _of_svids(sight: Sight) -> Iterable[Metric]:

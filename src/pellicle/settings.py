@@ -314,7 +314,7 @@ SETTINGS: Final[tuple[Setting, ...]] = (
     Setting("run_dir", "Where the agent's socket is.", _path, "/run/pellicle", "DIR"),
     Setting(
         "state_dir",
-        "Where this node keeps what shall outlive a reboot: the history of its keys.",
+        "What shall outlive a reboot: the audit trail, and the history of this node's keys.",
         _path,
         "/var/lib/pellicle/state",
         "DIR",

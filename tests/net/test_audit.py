@@ -6,12 +6,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from pellicle import lab
+from pellicle.lab.topology import RUN
 from pellicle.ui.answers import Audit, AuditRow, read
 from tests import pace
 
@@ -26,8 +28,8 @@ def pellicle(*words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def told(node: str) -> Audit:
-    done = pellicle("audit", "--node", node, "--json")
+def told(node: str, *words: str) -> Audit:
+    done = pellicle("audit", "--node", node, "--json", *words)
     assert done.returncode == 0, done.stdout + done.stderr
     return read(json.loads(done.stdout), Audit)
 
@@ -35,6 +37,13 @@ def told(node: str) -> Audit:
 def ping(where: str, address: str, count: int) -> int:
     words = ["ping", "-q", "-c", str(count), "-i", "0.02", "-W", "1", address]
     return pellicle("lab", "exec", where, *words).returncode
+
+
+def wait_for(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + pace.patient(15)
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
 
 
 @pytest.fixture(scope="module")
@@ -105,3 +114,61 @@ def test_a_new_agent_goes_on_where_the_one_before_was(two_nodes: dict[str, str])
     (was,), (now,) = between(before, first, second), between(after, first, second)
     assert (now.packets, now.bytes) == (was.packets + 5, was.bytes + 5 * PING)
     assert now.first == pytest.approx(was.first, abs=0.1)
+
+
+def verified(node: str, *words: str) -> dict[str, Any]:
+    done = pellicle("audit", "verify", "--node", node, "--json", *words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    answer: dict[str, Any] = json.loads(done.stdout)
+    return answer
+
+
+def sums(audit: Audit) -> dict[tuple[str, ...], tuple[int, int]]:
+    """By nodes, without when they were seen."""
+    return {
+        (row.direction, row.source_node, row.destination_node, row.verdict, row.reason): (
+            row.packets,
+            row.bytes,
+        )
+        for row in audit.nodes
+    }
+
+
+def test_the_trail_tells_the_same_as_the_report(two_nodes: dict[str, str]) -> None:
+    assert ping("n1/p1", two_nodes["n2/p1"], 3) == 0
+    since = told("n2", "--since", "1d")
+    whole = told("n2")
+    assert sums(since) == sums(whole)
+    assert since.between_nodes == whole.between_nodes
+    assert not [each for each in since.reasons if each.not_attributed.packets]
+
+
+def test_a_killed_agent_leaves_a_good_trail_and_nothing_counts_twice(
+    two_nodes: dict[str, str],
+) -> None:
+    noted = told("n1").trail.head
+    assert ping("n1/p1", "10.244.2.201", 1) != 0
+    words = ["ping", "-q", "-c", "200", "-i", "0.01", "-W", "1", two_nodes["n2/p1"]]
+    command = [sys.executable, "-m", "pellicle", "lab", "exec", "n1/p1", *words]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as traffic:
+        wait_for(lambda: any(row.destination == "10.244.2.201" for row in told("n1").exceptions))
+        wait_for(lambda: verified("n1")["kinds"].get("exception", 0) >= 1)
+        lab.kill_agent("n1")
+        killed = verified("n1", "--head", noted)
+        lab.start_agent("n1")
+        assert traffic.wait(pace.patient(60)) == 0
+    since, whole = told("n1", "--since", "1d"), told("n1")
+    for each, exact in zip(since.reasons, whole.reasons, strict=True):
+        assert (each.reason, each.packets, each.bytes) == (exact.reason, exact.packets, exact.bytes)
+        assert not exact.not_attributed.packets
+    after = verified("n1", "--head", noted, "--head", killed["head"])
+    assert after["kinds"]["start"] == killed["kinds"]["start"] + 1
+    assert after["killed"] >= 1
+    trail = RUN / "n1" / "state" / "audit"
+    told_of = [
+        json.loads(line)["body"]["destination"]
+        for path in sorted(trail.iterdir())
+        for line in path.read_bytes().splitlines()
+        if json.loads(line)["what"] == "exception"
+    ]
+    assert "10.244.2.201" in told_of

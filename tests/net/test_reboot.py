@@ -20,6 +20,7 @@ from pellicle.kernel import netns
 from pellicle.lab import agents, pods
 from pellicle.lab.sniffer import Sniffer
 from pellicle.lab.topology import CLUSTER, LabNode, pod_named
+from pellicle.sources.audit_trail import verify
 from pellicle.sources.shelf import Shelf
 from tests import pace
 from tests.net.loaded import MARKER, assert_private, dropped, load, until
@@ -41,12 +42,15 @@ class Disk:
 
     @staticmethod
     def now() -> Disk:
-        return Disk(RECORD.read_text(), {path.name: path.read_bytes() for path in STATE.iterdir()})
+        files = (path for path in STATE.rglob("*") if path.is_file())
+        kept = {str(path.relative_to(STATE)): path.read_bytes() for path in files}
+        return Disk(RECORD.read_text(), kept)
 
     def put_back(self) -> None:
         lose_disk()
         STATE.mkdir()
         for name, content in self.state.items():
+            (STATE / name).parent.mkdir(exist_ok=True)
             (STATE / name).write_bytes(content)
         fresh = RECORD.with_name(".restored")
         fresh.write_text(self.record)
@@ -74,6 +78,7 @@ def test_whatever_its_disk_says_it_comes_back_with_keys_that_never_were(make_lab
         assert epoch() == latest, "an epoch comes a second time"
         history = (STATE / "keys.jsonl").read_bytes()
         assert history.startswith(old.state["keys.jsonl"]), "it goes on from the copy"
+        assert verify(STATE / "audit").broken is None, "and so does its audit trail"
         reboot(lose_disk)
         assert epoch() == 1, "its epochs begin anew"
         outcome = beside.stop()

@@ -19,17 +19,22 @@ SOCKET_NAME: Final = "agent.sock"
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-def asks_agent(command: Command) -> Command:
-    """--socket and --node, as the one argument `socket`."""
-    node = click.option(
+def names_node(words: str) -> Callable[[Command], Command]:
+    """--node, which `lab_node` tells."""
+    return click.option(
         "--node",
         metavar="NODE",
         is_eager=True,
         expose_value=False,
         callback=_lab_node,
         shell_complete=_lab_nodes,
-        help="Ask the agent of this node of the lab, for example n1.",
+        help=words,
     )
+
+
+def asks_agent(command: Command) -> Command:
+    """--socket and --node, as the one argument `socket`."""
+    node = names_node("Ask the agent of this node of the lab, for example n1.")
     path = click.option(
         "--socket",
         type=click.Path(path_type=Path),

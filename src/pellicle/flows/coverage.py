@@ -145,12 +145,17 @@ class Coverage:
         """A flow has grown by so much. `is_told`: that was told by the agent before this one."""
         if packets <= 0:
             return
-        key = self._place(_key(event, ends, rule), is_strange=None in ends)
-        span = (packets, octets, event.first, event.last)
-        self.rows[key].add(*span)
-        self.reasons.setdefault((key.reason, key.verdict), Sum()).add(*span)
+        key = self._place(_key(event, ends, rule), is_strange=None in ends, is_news=not is_told)
+        self.sum_up(key, packets, octets, event.first, event.last)
         if not is_told:
-            self.untold.setdefault(key.of_nodes, Sum()).add(*span)
+            told = self.untold.setdefault(key.of_nodes, Sum())
+            told.add(packets, octets, event.first, event.last)
+
+    def sum_up(self, key: Key, packets: int, octets: int, first: int, last: int) -> None:
+        """Into the row, however many there are."""
+        self.rows.setdefault(key, Sum()).add(packets, octets, first, last)
+        by_reason = self.reasons.setdefault((key.reason, key.verdict), Sum())
+        by_reason.add(packets, octets, first, last)
 
     def take(self) -> dict[Key, Sum]:
         """What is untold, which it then no longer is."""
@@ -170,7 +175,7 @@ class Coverage:
         self.news = all_news[:NEWS]
         self.more_news += more + len(all_news) - len(self.news)
 
-    def _place(self, key: Key, *, is_strange: bool) -> Key:
+    def _place(self, key: Key, *, is_strange: bool, is_news: bool) -> Key:
         """The row for `key`, which is there now."""
         if key in self.rows:
             return key
@@ -184,7 +189,7 @@ class Coverage:
         else:
             self._named += 1
         self.rows[key] = Sum()
-        if key.is_exception:
+        if key.is_exception and is_news:
             self._tell(key)
         return key
 

@@ -289,6 +289,14 @@ class AuditSizes(msgspec.Struct, frozen=True):
     exceptions: int = 0
 
 
+class Trail(msgspec.Struct, frozen=True):
+    """Where the audit trail is, and where it stands."""
+
+    directory: str = ""
+    seq: int = 0
+    head: str = ""
+
+
 class Audit(msgspec.Struct, frozen=True):
     """The answer to `audit`."""
 
@@ -306,6 +314,7 @@ class Audit(msgspec.Struct, frozen=True):
     rows: AuditSizes = AuditSizes()
     merged: int = 0
     events_lost: int = 0
+    trail: Trail = Trail()
 
     @property
     def words(self) -> dict[str, str]:

@@ -133,12 +133,14 @@ def pairs(rows: Sequence[AuditRow]) -> list[Pair]:
 
 def _facts(node: Status, answer: Audit) -> RenderableType:
     lost = f"{count(answer.events_lost)} reports of flows lost (their packets are still counted)"
+    trail = answer.trail
     begun = moment(answer.since) if answer.since is not None else "nothing was counted yet"
     return facts(
         [
             ("since", begun),
             ("until", moment(answer.until)),
             ("mode", node.audit),
+            ("trail", f"record {trail.seq}, head {trail.head}" if trail.seq else ""),
             ("events", Text(lost if answer.events_lost else "", "wary")),
         ]
     )
@@ -193,8 +195,8 @@ def _endpoints(answer: Audit, width: int) -> Iterator[RenderableType]:
 
 def _row(row: AuditRow, words: dict[str, str]) -> list[str | Text]:
     return [
-        row.source,
-        row.destination,
+        row.source or row.source_node or NO_NODE,
+        row.destination or row.destination_node or NO_NODE,
         Text(row.direction, "quiet"),
         verdict(row.verdict),
         count(row.packets),

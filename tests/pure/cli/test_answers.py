@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import socket
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -452,3 +453,24 @@ def test_socket_and_node_together_are_refused_in_either_order(pellicle: Pellicle
         result = pellicle("status", *words)
         assert result.exit_code == 64
         assert "give one of them" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "seconds"),
+    [("90s", 90), ("15m", 900), ("1.5h", 5400), ("2d", 172_800)],
+)
+def test_an_audit_since_so_long(
+    words: str, seconds: float, agent: Agent, pellicle: Pellicle
+) -> None:
+    agent.played = audit(recorded.AUDIT)
+    before = time.time()
+    assert pellicle("audit", "--since", words).exit_code == 0
+    assert before - seconds <= agent.asked[-1]["since"] <= time.time() - seconds
+
+
+def test_an_audit_since_a_moment(agent: Agent, pellicle: Pellicle) -> None:
+    agent.played = audit(recorded.AUDIT)
+    for words in ("2026-11-28T09:00", "2026-11-28T10:00+01:00"):
+        assert pellicle("audit", "--since", words).exit_code == 0
+        assert agent.asked[-1]["since"] == 1_795_856_400.0
+    assert pellicle("audit", "--since", "yesterday").exit_code == 64
