@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 MOST_SHOWN = 20
 MOST_TOLD = 100_000
+MOST_ON_PAGE = 200
 STATE_DIR = "/var/lib/pellicle/state"
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)([smhd])")
@@ -61,7 +62,7 @@ def audit() -> None:
     Examples:
       pellicle audit
       pellicle audit report --most 100
-      pellicle audit report --since 24h
+      pellicle audit report --since 24h --html audit.html
       pellicle audit report --json | jq '.exceptions[] | {source, destination, reason, rule}'
       pellicle audit verify
     """
@@ -80,6 +81,12 @@ def audit() -> None:
     callback=_since,
     help="Only since then: 15m, 2h, 7d, or 2026-11-28T09:00 (UTC, unless it names its offset).",
 )
+@click.option(
+    "--html",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Write it as one page for a browser, with pictures; print only the sentence.",
+)
 @asks_agent
 @speaks_json
 @click.pass_context
@@ -89,6 +96,7 @@ def audit_report(
     *,
     most: int | None,
     since: float | None,
+    html: Path | None,
     as_json: bool,
 ) -> None:
     """How much was encrypted, by nodes, by endpoints, by reason.
@@ -108,6 +116,7 @@ def audit_report(
       pellicle audit
       pellicle audit report --node n1 --most 100
       pellicle audit report --since 24h
+      pellicle audit report --html audit.html
       pellicle audit report --json | jq .between_nodes
       pellicle audit >/dev/null || echo "something passed in the clear"
 
@@ -117,11 +126,19 @@ def audit_report(
     from pellicle.ui.answers import Audit
 
     node = status_of(one(socket, "status"), socket)
-    rows = most or (MOST_TOLD if as_json else MOST_SHOWN)
+    rows = most or (MOST_TOLD if as_json else MOST_ON_PAGE if html else MOST_SHOWN)
     answer = one(socket, "audit", most=rows, since=since)
     shape = understood(answer, Audit, socket)
+    if html:
+        from pellicle.ui.audit_page import page as browser_page
+
+        html.write_text(browser_page(node, shape), encoding="utf-8")
     if as_json:
         print_json({"encryption": node.encryption, "mode": node.audit, **answer})
+    elif html:
+        from pellicle.ui.audit import judged
+
+        click.echo(judged(shape)[1])
     else:
         from pellicle.ui.audit import audit as page
 
