@@ -108,10 +108,23 @@ class Sum:
     last: int = 0
 
     def add(self, packets: int, octets: int, first: int, last: int) -> None:
-        self.first = min(self.first, first) if self.packets else first
-        self.last = max(self.last, last)
+        if first < self.first or not self.packets:
+            self.first = first
+        self.last = max(last, self.last)
         self.packets += packets
         self.octets += octets
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """The sums that a packet belongs to."""
+
+    row: Sum
+    nodes: Sum
+
+    def add(self, packets: int, octets: int, first: int, last: int) -> None:
+        self.row.add(packets, octets, first, last)
+        self.nodes.add(packets, octets, first, last)
 
 
 @dataclass(slots=True)
@@ -120,15 +133,17 @@ class Coverage:
 
     capacity: int = CAPACITY
     rows: dict[Key, Sum] = field(default_factory=dict)
-    reasons: dict[tuple[str, str], Sum] = field(default_factory=dict)
-    """All that is in `rows`, by reason and verdict."""
+    nodes: dict[Key, Sum] = field(default_factory=dict)
+    """All that is in `rows`, by nodes."""
     merged: int = 0
     """Additions that have gone to a row of `OTHERS`."""
-    untold: dict[Key, Sum] = field(default_factory=dict)
-    """By nodes: since `take` was called last."""
     news: list[Key] = field(default_factory=list)
     """Exceptions that were never seen before; at most `NEWS`."""
     more_news: int = 0
+    _told: dict[Key, Sum] = field(default_factory=dict)
+    """So much of `nodes`."""
+    _known: dict[tuple[Any, ...], Place] = field(default_factory=dict)
+    """Of those who have rows of their own: most packets belong to somebody who is known."""
     _named: int = 0
     _strange: int = 0
 
@@ -145,22 +160,30 @@ class Coverage:
         """A flow has grown by so much. `is_told`: that was told by the agent before this one."""
         if packets <= 0:
             return
-        key = self._place(_key(event, ends, rule), is_strange=None in ends, is_news=not is_told)
-        self.sum_up(key, packets, octets, event.first, event.last)
-        if not is_told:
-            told = self.untold.setdefault(key.of_nodes, Sum())
-            told.add(packets, octets, event.first, event.last)
+        who = (ends[0] or event.source, ends[1] or event.destination)
+        known = (who, event.hook, event.reason.name, event.reason.verdict, rule)
+        place = self._known.get(known)
+        if place is None:
+            key = _key(event, ends, rule)
+            place = self._place(key, known, is_strange=None in ends, is_news=not is_told)
+        place.add(packets, octets, event.first, event.last)
+        if is_told:
+            nodes = _key(event, ends, rule).of_nodes
+            self._told.setdefault(nodes, Sum()).add(packets, octets, event.first, event.last)
 
     def sum_up(self, key: Key, packets: int, octets: int, first: int, last: int) -> None:
         """Into the row, however many there are."""
-        self.rows.setdefault(key, Sum()).add(packets, octets, first, last)
-        by_reason = self.reasons.setdefault((key.reason, key.verdict), Sum())
-        by_reason.add(packets, octets, first, last)
+        self._at(key).add(packets, octets, first, last)
 
     def take(self) -> dict[Key, Sum]:
-        """What is untold, which it then no longer is."""
-        told, self.untold = self.untold, {}
-        return told
+        """What of each pair of nodes is untold, which it then no longer is."""
+        taken = {}
+        for key, each in self.nodes.items():
+            told = self._told.setdefault(key, Sum())
+            if each.packets > told.packets:
+                taken[key] = Sum(each.packets - told.packets, each.octets - told.octets)
+                told.packets, told.octets = each.packets, each.octets
+        return taken
 
     def take_news(self) -> tuple[list[Key], int]:
         """New exceptions, and how many more there were."""
@@ -170,28 +193,35 @@ class Coverage:
     def put_back(self, untold: Mapping[Key, Sum], news: Iterable[Key] = (), more: int = 0) -> None:
         """What was taken could not be told: it is to be told with what follows."""
         for key, each in untold.items():
-            self.untold.setdefault(key, Sum()).add(each.packets, each.octets, each.first, each.last)
+            self._told[key].packets -= each.packets
+            self._told[key].octets -= each.octets
         all_news = [*news, *self.news]
         self.news = all_news[:NEWS]
         self.more_news += more + len(all_news) - len(self.news)
 
-    def _place(self, key: Key, *, is_strange: bool, is_news: bool) -> Key:
-        """The row for `key`, which is there now."""
-        if key in self.rows:
-            return key
-        if not self._has_room(is_strange=is_strange):
+    def _place(self, key: Key, known: tuple[Any, ...], *, is_strange: bool, is_news: bool) -> Place:
+        """Where it belongs: its own row, or when there are too many, one that it shares."""
+        if key not in self.rows and not self._has_room(is_strange=is_strange):
             self.merged += 1
             key = key._replace(source=OTHERS, destination=OTHERS)
-            if key in self.rows:
-                return key
-        elif is_strange:
-            self._strange += 1
-        else:
-            self._named += 1
-        self.rows[key] = Sum()
-        if key.is_exception and is_news:
-            self._tell(key)
-        return key
+            if key.is_exception and is_news and key not in self.rows:
+                self._tell(key)
+            return self._at(key)
+        if key not in self.rows:
+            self._strange += is_strange
+            self._named += not is_strange
+            if key.is_exception and is_news:
+                self._tell(key)
+        if len(self._known) > 2 * self.capacity:  # the same ones, under other identities
+            self._known.clear()
+        place = self._known[known] = self._at(key)
+        return place
+
+    def _at(self, key: Key) -> Place:
+        return Place(
+            self.rows.setdefault(key, Sum()),
+            self.nodes.setdefault(key.of_nodes, Sum()),
+        )
 
     def _has_room(self, *, is_strange: bool) -> bool:
         if self._strange + self._named >= self.capacity:
@@ -234,12 +264,11 @@ def report(
     `counts`: the datapath's counters by reason; `boot`: the wall clock's seconds at boot time 0;
     `most`: rows in each list, those with most bytes. What a list leaves out is said beside it.
     """
-    nodes: dict[Key, Sum] = {}
-    for key, each in coverage.rows.items():
-        nodes.setdefault(key.of_nodes, Sum()).add(each.packets, each.octets, each.first, each.last)
+    nodes = coverage.nodes
     exceptions = {key: each for key, each in coverage.rows.items() if key.is_exception}
     begun = [each.first for each in nodes.values()]
-    reasons = [row for count in counts for row in _reason(coverage, count)]
+    seen = _verdicts(nodes)
+    reasons = [row for count in counts for row in _reason(seen.get(count["reason"], {}), count)]
     between, rules = _on_wire(nodes, reasons)
     return {
         "since": boot + min(begun) / 1e9 if begun else None,
@@ -296,10 +325,17 @@ def _on_wire(
     return between, rules
 
 
-def _reason(coverage: Coverage, count: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+def _verdicts(nodes: Mapping[Key, Sum]) -> dict[str, dict[str, Sum]]:
+    """By reason, and of each reason by verdict."""
+    seen: dict[str, dict[str, Sum]] = {}
+    for key, each in nodes.items():
+        verdicts = seen.setdefault(key.reason, {})
+        verdicts.setdefault(key.verdict, Sum()).add(each.packets, each.octets, 0, 0)
+    return seen
+
+
+def _reason(seen: Mapping[str, Sum], count: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """A row for each verdict that the reason has had; the counters alone know no verdict."""
-    name = count["reason"]
-    seen = {verdict: each for (reason, verdict), each in coverage.reasons.items() if reason == name}
     lost = Sum(
         max(count["packets"] - sum(each.packets for each in seen.values()), 0),
         max(count["bytes"] - sum(each.octets for each in seen.values()), 0),
