@@ -148,6 +148,8 @@ class FlowsWanted(msgspec.Struct, frozen=True):
     destination: str | None = msgspec.field(name="to", default=None)
     last: Annotated[int, msgspec.Meta(ge=0)] = DEFAULT_FLOWS
     follow: bool = False
+    most: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    """Of the flows that changed since the last look only the newest."""
 
 
 async def flows(sight: Sight, request: Request) -> AsyncIterator[dict[str, Any]]:
@@ -164,9 +166,10 @@ async def flows(sight: Sight, request: Request) -> AsyncIterator[dict[str, Any]]
         yield flow.answer(boot)
     while wanted.follow:
         await asyncio.sleep(FOLLOW_SECONDS)
-        for flow in sight.history.since(seen, selection):
+        # Together: what changes while somebody slow is being told is told the next time.
+        changed, seen = sight.history.since(seen, selection), sight.history.change
+        for flow in changed[-wanted.most :] if wanted.most else changed:
             yield flow.answer(boot)
-        seen = sight.history.change
 
 
 def read_flows(sight: Sight) -> None:

@@ -19,6 +19,7 @@ from pellicle.cli.flows import flows
 from pellicle.cli.lab import lab
 from pellicle.cli.maps import map_
 from pellicle.cli.metrics import metrics
+from pellicle.cli.monitor import monitor
 from pellicle.cli.status import status
 from pellicle.cli.trouble import Program
 
@@ -39,6 +40,7 @@ def main() -> None:
       pellicle doctor
     Look at a running agent:
       pellicle status
+      pellicle monitor
       pellicle flows --follow
       pellicle encrypt status
       pellicle audit
@@ -52,6 +54,7 @@ def main() -> None:
 
 
 for command in (
-    agent, audit, completion, demo, doctor, encrypt, flows, lab, map_, metrics, status, version,
+    agent, audit, completion, demo, doctor, encrypt, flows, lab, map_, metrics, monitor, status,
+    version,
 ):  # fmt: skip
     main.add_command(command)

@@ -12,20 +12,31 @@ from typing import TYPE_CHECKING
 import click
 
 from pellicle.cli.call import answers
-from pellicle.cli.options import asks_agent, speaks_json
+from pellicle.cli.options import Command, asks_agent, speaks_json
 from pellicle.cli.printed import print_json_line, print_page, understood
 
 if TYPE_CHECKING:
     from pellicle.ui.answers import Flow
 
 
+def chooses_flows(command: Command) -> Command:
+    """--encrypted, --clear, --dropped as `verdict`, --from as `source`, --to as `destination`."""
+    for option in (
+        click.option("--to", "destination", metavar="WHO", help="Only flows to WHO."),
+        click.option("--from", "source", metavar="WHO", help="Only flows from WHO."),
+        click.option("--dropped", "verdict", flag_value="dropped", help="Only dropped flows."),
+        click.option("--clear", "verdict", flag_value="clear", help="Only flows in the clear."),
+        click.option(
+            "--encrypted", "verdict", flag_value="encrypted", help="Only encrypted flows."
+        ),
+    ):
+        command = option(command)
+    return command
+
+
 @click.command()
 @click.option("-f", "--follow", is_flag=True, help="Go on showing flows as they change.")
-@click.option("--encrypted", "verdict", flag_value="encrypted", help="Only encrypted flows.")
-@click.option("--clear", "verdict", flag_value="clear", help="Only flows in the clear.")
-@click.option("--dropped", "verdict", flag_value="dropped", help="Only dropped flows.")
-@click.option("--from", "source", metavar="WHO", help="Only flows from WHO.")
-@click.option("--to", "destination", metavar="WHO", help="Only flows to WHO.")
+@chooses_flows
 @click.option(
     "--last",
     type=click.IntRange(min=1),

@@ -59,7 +59,7 @@ def test_every_command_that_shows_something_has_json() -> None:
     silent = {
         "completion", "lab down", "lab exec", "lab sniff", "lab log", "lab add-node",
         "lab remove-node", "lab add-pod", "lab delete-pod", "lab start-agent", "lab kill-agent",
-        "lab restart-agent", "lab reboot",
+        "lab restart-agent", "lab reboot", "monitor",
     }  # fmt: skip
     for words, command in ALL.items():
         if isinstance(command, click.Group) or " ".join(words) in silent:
