@@ -52,7 +52,8 @@ def test_engines_change_under_load(make_lab: MakeLab, family: int) -> None:
         assert wire.reuses() == ()
     assert outcome.is_intact
     print(f"\n  IPv{family}: {outcome.lost} of {outcome.udp_sent} UDP packets lost in "
-          f"{len(CHANGES)} changes, longest gap {outcome.longest_gap:.2f} s")  # fmt: skip
+          f"{len(CHANGES)} changes, longest gap {outcome.longest_gap:.2f} s, "
+          f"dropped: {[dropped(node) for node in NODES]}")  # fmt: skip
     assert outcome.lost <= GAP * PPS * len(CHANGES)
     until(_is_swept, "nothing of the kernel's IPsec is left with the bpf engine")
 

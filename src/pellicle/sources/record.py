@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
@@ -28,10 +27,8 @@ class RecordTarget:
         except FileNotFoundError:
             # Of a directory that is not mounted, all that was known is so still.
             own = self._nodes.rows.get(self._local)
-        except OSError as error:
-            if error.errno != errno.EINVAL:
-                raise
-            own = None  # no file at all, but something that can be replaced by one
+        except OSError:
+            own = None  # a pipe, a link to nowhere: `put` replaces it, or says why it cannot
         return {} if own is None else {self._local: own}
 
     def put(self, rows: Mapping[NodeName, Node]) -> Mapping[NodeName, OSError]:

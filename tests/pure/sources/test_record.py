@@ -25,7 +25,10 @@ DEADLINE_SECONDS = 10.0
 NEVER = 3600.0
 """A refresh that will not come."""
 N1 = n(1)
-PIPE = "a named pipe, which would hold up whoever reads it"
+NO_FILES: dict[str, Callable[[Path], object]] = {
+    "a pipe": os.mkfifo,
+    "a link to itself": lambda path: path.symlink_to(path),
+}
 
 
 @asynccontextmanager
@@ -61,8 +64,8 @@ async def until(condition: Callable[[], bool]) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    [write(replace(N1, pod_cidrs=())), write(N1)[:40], "", None, PIPE],
-    ids=["another", "cut off", "empty", "gone", "a pipe"],
+    [write(replace(N1, pod_cidrs=())), write(N1)[:40], "", None, *NO_FILES],
+    ids=["another", "cut off", "empty", "gone", *NO_FILES],
 )
 async def test_what_is_written_over_our_record_is_corrected(
     tmp_path: Path, text: str | None, monkeypatch: pytest.MonkeyPatch
@@ -76,9 +79,9 @@ async def test_what_is_written_over_our_record_is_corrected(
             await until(lambda: nodes.rows.get(N1.name) == N1)
             if text is None:
                 path.unlink()
-            elif text == PIPE:
+            elif text in NO_FILES:
                 path.unlink()
-                os.mkfifo(path)
+                NO_FILES[text](path)
             else:
                 path.write_text(text)
         await until(lambda: path.is_file() and path.read_text() == write(N1))
