@@ -60,7 +60,7 @@ class Interval(msgspec.Struct, frozen=True):
     rows: list[tuple[Direction, str, str, str, str, str, int, int]]
     """Their `COLUMNS`."""
     counted: dict[str, Counts]
-    """By reason: what is in no row is not attributed."""
+    """By verdict and reason: what is in no row is not attributed."""
     events_lost: int
     boot: str
     clock: int
@@ -210,7 +210,7 @@ class Audit:
 
     def _counters(self) -> dict[str, Counts]:
         counts = packet_counts(self._sight)
-        return {row["reason"]: (row["packets"], row["bytes"]) for row in counts if row["packets"]}
+        return {_name(row): (row["packets"], row["bytes"]) for row in counts if row["packets"]}
 
     # --- the report -------------------------------------------------------------------------------
 
@@ -223,26 +223,26 @@ class Audit:
             why = "nothing is summed up yet: the nodes of the cluster are not known"
             raise CallError(7, why, "a moment after the start that is so; else see the directory")
         if wanted.since is None:
-            yield self._whole(self._coverage, wanted.most)
+            yield await self._whole(self._coverage, wanted.most)
         else:
             yield await self._part(self._coverage, wanted.since, wanted.most)
 
-    def _whole(self, sums: Coverage, most: int) -> dict[str, Any]:
+    async def _whole(self, sums: Coverage, most: int) -> dict[str, Any]:
         """All since the datapath's counters began; of each list the `most` weighty rows."""
         read_flows(self._sight)
-        counts = packet_counts(self._sight)
-        return {**self._frame(), **coverage.report(sums, counts, _boot(), most)}
+        counts, now = packet_counts(self._sight), sums.copy()
+        answer = await asyncio.to_thread(coverage.report, now, counts, _boot(), most)
+        return {**self._frame(), **answer}
 
     async def _part(self, sums: Coverage, since: float, most: int) -> dict[str, Any]:
         """What the trail says of the time since then, and what it does not say yet."""
         await self._tell_interval(sums)
         told = await asyncio.to_thread(self._intervals, wall(since))
-        summed, counted = added_up(told)
-        counts = [
-            {**row, "packets": counted.get(row["reason"], (0, 0))[0],
-             "bytes": counted.get(row["reason"], (0, 0))[1]}
-            for row in packet_counts(self._sight)
-        ]  # fmt: skip
+        summed, counted = await asyncio.to_thread(added_up, told)
+        counts = []
+        for row in packet_counts(self._sight):
+            packets, octets = counted.get(_name(row), (0, 0))
+            counts.append({**row, "packets": packets, "bytes": octets})
         answer = coverage.report(summed, counts, 0.0, most)
         begun = next((each.since for each in told), None)
         rows = {**answer["rows"], "endpoints": 0}
@@ -259,6 +259,11 @@ class Audit:
             "events_lost": events_lost(self._sight),
             "trail": self._trail.answer(),
         }
+
+
+def _name(row: Mapping[str, Any]) -> str:
+    """Of a counter."""
+    return f"{row['verdict']} {row['reason']}"
 
 
 def _exceptions(sums: Coverage, news: Sequence[Key], more: int) -> list[Entry]:

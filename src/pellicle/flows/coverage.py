@@ -15,7 +15,7 @@ can push pods' names out of the report.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Final, NamedTuple
 
@@ -185,6 +185,15 @@ class Coverage:
                 told.packets, told.octets = each.packets, each.octets
         return taken
 
+    def copy(self) -> Coverage:
+        """The sums as they are now, to look at in another thread."""
+        return Coverage(
+            self.capacity,
+            {key: replace(each) for key, each in self.rows.items()},
+            {key: replace(each) for key, each in self.nodes.items()},
+            self.merged,
+        )
+
     def take_news(self) -> tuple[list[Key], int]:
         """New exceptions, and how many more there were."""
         news, self.news, more, self.more_news = self.news, [], self.more_news, 0
@@ -261,14 +270,14 @@ def report(
 ) -> dict[str, Any]:
     """All of it, as the agent's socket says it.
 
-    `counts`: the datapath's counters by reason; `boot`: the wall clock's seconds at boot time 0;
-    `most`: rows in each list, those with most bytes. What a list leaves out is said beside it.
+    `counts`: the datapath's counters by reason and verdict; `boot`: the wall clock's seconds at
+    boot time 0; `most`: rows in each list, those with most bytes. What a list leaves out is said
+    beside it.
     """
     nodes = coverage.nodes
     exceptions = {key: each for key, each in coverage.rows.items() if key.is_exception}
     begun = [each.first for each in nodes.values()]
-    seen = _verdicts(nodes)
-    reasons = [row for count in counts for row in _reason(seen.get(count["reason"], {}), count)]
+    reasons = list(_reasons(nodes, counts))
     between, rules = _on_wire(nodes, reasons)
     return {
         "since": boot + min(begun) / 1e9 if begun else None,
@@ -325,32 +334,26 @@ def _on_wire(
     return between, rules
 
 
-def _verdicts(nodes: Mapping[Key, Sum]) -> dict[str, dict[str, Sum]]:
-    """By reason, and of each reason by verdict."""
-    seen: dict[str, dict[str, Sum]] = {}
+def _reasons(
+    nodes: Mapping[Key, Sum], counts: Iterable[Mapping[str, Any]]
+) -> Iterator[dict[str, Any]]:
+    """Each counter, and how much of it is in no row; rows that no counter knows come last."""
+    seen: dict[tuple[str, str], Sum] = {}
     for key, each in nodes.items():
-        verdicts = seen.setdefault(key.reason, {})
-        verdicts.setdefault(key.verdict, Sum()).add(each.packets, each.octets, 0, 0)
-    return seen
-
-
-def _reason(seen: Mapping[str, Sum], count: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """A row for each verdict that the reason has had; the counters alone know no verdict."""
-    lost = Sum(
-        max(count["packets"] - sum(each.packets for each in seen.values()), 0),
-        max(count["bytes"] - sum(each.octets for each in seen.values()), 0),
-    )
-    own = count["verdict"]
-    if seen and own not in seen:
-        own = max(seen, key=lambda verdict: seen[verdict].octets)
-    for verdict in dict.fromkeys((own, *seen)):
-        each, missing = seen.get(verdict, Sum()), lost if verdict == own else Sum()
+        name = (key.reason, key.verdict)
+        seen.setdefault(name, Sum()).add(each.packets, each.octets, 0, 0)
+    for count in counts:
+        each = seen.pop((count["reason"], count["verdict"]), Sum())
+        packets, octets = count["packets"] - each.packets, count["bytes"] - each.octets
+        lost = {"packets": max(packets, 0), "bytes": max(octets, 0)}
+        yield {**count, "not_attributed": lost}
+    for (reason, verdict), each in seen.items():
         yield {
-            **count,
+            "reason": reason,
             "verdict": verdict,
-            "packets": each.packets + missing.packets,
-            "bytes": each.octets + missing.octets,
-            "not_attributed": {"packets": missing.packets, "bytes": missing.octets},
+            "packets": each.packets,
+            "bytes": each.octets,
+            "not_attributed": {"packets": 0, "bytes": 0},
         }
 
 

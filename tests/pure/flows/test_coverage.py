@@ -228,22 +228,25 @@ def test_a_reason_may_have_several_verdicts_and_rules_are_told_apart() -> None:
     coverage.add(event, ENDS, 2, 20)
     coverage.add(verdict_of(event, "audited"), ENDS, 3, 30)
     coverage.add(flow_event(reason="CLEAR_DISABLED"), ENDS, 5, 50, rule="bootstrap")
-    told = report(coverage, [count("DROP_NO_KEY", 6, 60), count("CLEAR_DISABLED", 6, 60)], 0.0, 100)
+    audited = count("DROP_NO_KEY", 4, 40) | {"verdict": "audited"}
+    counts = [count("DROP_NO_KEY", 2, 20), audited, count("CLEAR_DISABLED", 6, 60)]
+    told = report(coverage, counts, 0.0, 100)
     shown = [
         (row["reason"], row["verdict"], row["packets"], row["not_attributed"]["packets"])
         for row in told["reasons"]
     ]
     assert shown == [
-        ("DROP_NO_KEY", "dropped", 3, 1),
-        ("DROP_NO_KEY", "audited", 3, 0),
+        ("DROP_NO_KEY", "dropped", 2, 0),
+        ("DROP_NO_KEY", "audited", 4, 1),
         ("CLEAR_DISABLED", "clear", 6, 1),
     ]
     assert told["between_nodes"] == {
-        "audited": {"packets": 3, "bytes": 30},
+        "audited": {"packets": 4, "bytes": 40},
         "clear": {"packets": 5, "bytes": 50},
     }
     assert told["rules"] == {
         "": {"packets": 3, "bytes": 30},
+        UNKNOWN_RULE: {"packets": 1, "bytes": 10},
         "bootstrap": {"packets": 5, "bytes": 50},
     }
     assert [row["rule"] for row in told["exceptions"]] == ["bootstrap", "", ""]
@@ -291,3 +294,22 @@ def test_a_flow_that_was_forgotten_and_comes_back_is_never_counted_twice() -> No
     history.add([flow_event(packets=9, first=1, last=5)], NAMES)
     (total,) = coverage.rows.values()
     assert total.packets == 5 + 1 + 0 + 1
+
+
+def test_a_copy_stays_as_it_was() -> None:
+    coverage = Coverage()
+    coverage.add(flow_event(), ENDS, 2, 20)
+    copy = coverage.copy()
+    before = report(copy, [count("SEALED", 2, 20)], 0.0, 9)
+    assert before == report(coverage, [count("SEALED", 2, 20)], 0.0, 9)
+    coverage.add(flow_event(last=9), ENDS, 5, 50)
+    coverage.add(flow_event(reason="DROP_NO_KEY"), ENDS, 1, 10)
+    assert report(copy, [count("SEALED", 2, 20)], 0.0, 9) == before
+
+
+def test_what_no_counter_knows_is_shown_all_the_same() -> None:
+    coverage = Coverage()
+    coverage.add(verdict_of(flow_event(reason="DROP_NO_KEY"), "diverted"), ENDS, 3, 30)
+    (counted, seen) = report(coverage, [count("DROP_NO_KEY", 2, 20)], 0.0, 9)["reasons"]
+    assert (counted["verdict"], counted["packets"]) == ("dropped", 2)
+    assert (seen["verdict"], seen["packets"], seen["bytes"]) == ("diverted", 3, 30)
