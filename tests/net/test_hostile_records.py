@@ -30,8 +30,8 @@ NODES = N1, N2 = LabNode(1), LabNode(2)
 MALLORY = NodeName("mallory")
 ADDRESS = ip_address("192.168.66.2")
 PPS = 1000
-MOST_CPU = 0.5
-"""Of one core, by an agent; what it takes is told by a benchmark."""
+MOST_CPU_SECONDS = 1.0
+"""That an agent takes for one record at most, with all that it answers meanwhile."""
 
 Text = Callable[[Node, Secret], str]
 """The record that is written in place of `Node`, which the secret would prove."""
@@ -109,18 +109,18 @@ def test_hostile_records_are_refused_by_name_and_disturb_nobody(make_lab: MakeLa
     n2 = Node(NodeName("n2"), N2.addresses, N2.pod_cidrs)
     n2 = replace(n2, offers=(offer(n2, secret),))
     mallory_file, n2_file = (CLUSTER / "nodes" / f"{name}.yaml" for name in (MALLORY, "n2"))
+    again = CASES[:: pace.amount(3, 5)]
     before, spent = pairs(), {node: cpu_seconds(node) for node in NODES}
     with Sniffer(markers=[MARKER], nonces=True) as wire, load("n1/p1", "n2/p1", 4, pps=PPS) as run:
-        began = os.times().elapsed
         for case in CASES:
             put(mallory_file, case.text(mallory, secret))
             until(lambda case=case: case.why in said_of_mallory(), case.says, 10)  # type: ignore[misc]
-            so = n2_file.read_text()
-            put(n2_file, case.text(n2, secret))
-            until(lambda so=so: n2_file.read_text() == so, f"{case.says}: n2 says what is so", 5)  # type: ignore[misc]
             mallory_file.unlink()
             until(lambda: said_of_mallory() == "", "it is forgotten", 10)
-        seconds = os.times().elapsed - began
+        so = n2_file.read_text()
+        for case in again:
+            put(n2_file, case.text(n2, secret))
+            until(lambda: n2_file.read_text() == so, "n2 says what is so", 10)
         outcome = run.stop()
         assert_private(wire)
         assert wire.reuses() == ()
@@ -128,7 +128,8 @@ def test_hostile_records_are_refused_by_name_and_disturb_nobody(make_lab: MakeLa
     assert outcome.lost == 0, f"{outcome}\n{[dropped(node) for node in NODES]}"
     until(lambda: all(bool(agents.status(node)["healthy"]) for node in NODES), "all is well")
     for node in NODES:
-        assert cpu_seconds(node) - spent[node] < pace.patient(MOST_CPU) * seconds, node
+        taken = cpu_seconds(node) - spent[node]
+        assert taken < pace.patient(MOST_CPU_SECONDS) * len((*CASES, *again)), node
     assert before <= pairs(), "what was in use still is"
 
 
