@@ -37,7 +37,7 @@ LOOPBACK: Final = 1
 def loaded(flow_interval_ms: int = 5000) -> Iterator[Object]:
     """The datapath, with maps of its own."""
     path = programs.object_path()
-    words = Words(True, LOOPBACK, flow_interval_ms, (OWN,))
+    words = Words(True, True, False, LOOPBACK, flow_interval_ms, (OWN,))
     rodata = {"config": programs.pack_words(Btf.parse(path.read_bytes()), words)}
     with Object.load(path, rodata=rodata) as bpf:
         yield bpf
@@ -77,7 +77,7 @@ def sight_of(bpf: Object, peers: int) -> Sight:
     reconcilers: list[Reconciler[Any, Any]] = [Reconciler(tables.sas, target, tables.sas_up)]
     programs_target: Any = _Attached()
     return Sight(
-        load(flags, {}, None, "n0"), "lo", choice, 1500, bpf, Decoder.of(bpf.btf),
+        load(flags, {}, None, "n0"), "lo", choice, 1500, bpf, Decoder.of(bpf.btf, {}),
         programs_target, target, None, None, tables.peers, tables.nodes, tables.endpoints,
         tables.names, tables.links, tuple, reconcilers, History(), tuple,
     )  # fmt: skip

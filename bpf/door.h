@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: (BSD-2-Clause OR GPL-2.0-only)
 /* The door: whatever the stack routes to its devices is sealed for the node that holds its
- * destination and leaves by the uplink, or is dropped.  Nothing passes.
+ * destination and leaves by the uplink, or is dropped.  Nothing passes but what is exempt, and in
+ * monitor mode what cannot be sealed: that goes by ordinary routes.
  *
  *     stack ─▶ pellicle_host ═ pellicle_net ─▶ door: the bpf engine seals it
  *     stack ─▶ pellicle_xfrm: door_xfrm chooses the SA, by a mark; the kernel's IPsec encrypts
@@ -12,7 +13,7 @@
  * meanwhile, packets go over to the other door.
  */
 #pragma once
-#include "link.h"
+#include "border.h"
 #include "tunnel.h"
 #include "verdict.h"
 
@@ -51,6 +52,11 @@ static __always_inline int door_choose(struct __sk_buff *skb, struct scratch *s)
 		return DROP_UNKNOWN_PEER;
 	if (is_own_probe(p))
 		return door_probe(skb, s);
+	if (peer->flags & PEER_NODE && addr_is_node(&p->source)) {
+		s->rule = exempt_find(p);
+		if (s->rule)
+			return CLEAR_EXEMPT;
+	}
 	row = encrypt_find(&peer->node);
 	if (!row)
 		return DROP_NO_KEY;
@@ -114,7 +120,7 @@ int door(struct __sk_buff *skb)
 {
 	struct scratch *s = scratch_begin();
 	struct packet *p;
-	int reason;
+	int reason, action;
 
 	if (!s)
 		return TC_ACT_SHOT;
@@ -126,10 +132,10 @@ int door(struct __sk_buff *skb)
 		reason = door_seal(skb, s);
 	else if (reason == DROP_NOT_IP && p->ethertype == swap16(ETH_P_ARP))
 		reason = CLEAR_LINK; /* and goes no further */
-	verdict(skb, HOOK_DOOR, reason);
-	if (reason != SEALED && reason != PROBE_SENT)
+	action = verdict(skb, HOOK_DOOR, reason);
+	if (action != TC_ACT_OK || reason == CLEAR_LINK)
 		return TC_ACT_SHOT;
-	skb->mark = 0; /* or the route to the peer would lead here again */
+	skb->mark = MARK_OUT; /* or the route to the peer would lead here again */
 	return bpf_redirect_neigh(config.uplink_ifindex, 0, 0, 0);
 }
 
@@ -159,8 +165,8 @@ SEC("tc")
 int door_xfrm(struct __sk_buff *skb)
 {
 	struct scratch *s = scratch_begin();
+	struct sa_out *sa = 0;
 	struct packet *p;
-	struct sa_out *sa;
 	__u32 host;
 	int reason;
 
@@ -170,22 +176,22 @@ int door_xfrm(struct __sk_buff *skb)
 	reason = packet_parse(skb, p, 0);
 	if (!reason)
 		reason = door_choose(skb, s);
-	if (reason)
-		goto out;
-	sa = door_sa(s);
-	reason = DROP_NO_KEY;
-	if (!sa)
-		goto out;
-	if (sa->engine == ENGINE_BPF) {
+	if (!reason) {
+		sa = door_sa(s);
+		if (!sa)
+			reason = DROP_NO_KEY;
+	}
+	if ((sa && sa->engine == ENGINE_BPF) || reason == CLEAR_EXEMPT || may_let_through(reason)) {
 		host = door_hand_over(skb, p);
 		if (host)
 			return bpf_redirect(host, 0); /* door judges it, and counts */
+		sa = 0;
 		reason = DROP_WRONG_DOOR;
-		goto out;
 	}
-	skb->mark = sa->mark | (p->tos & MARK_ECN);
-	reason = door_done(s);
-out:
+	if (sa) {
+		skb->mark = sa->mark | (p->tos & MARK_ECN);
+		reason = door_done(s);
+	}
 	verdict(skb, HOOK_DOOR, reason);
 	return reason == SEALED || reason == PROBE_SENT ? TC_ACT_OK : TC_ACT_SHOT;
 }

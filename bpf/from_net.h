@@ -7,6 +7,7 @@
 #pragma once
 #include <linux/if_packet.h>
 
+#include "border.h"
 #include "deliver.h"
 #include "pmtu.h"
 #include "probe.h"
@@ -147,9 +148,10 @@ static __always_inline int esp_open(struct __sk_buff *skb, struct scratch *s, st
 static __always_inline int from_net_clear(struct __sk_buff *skb, struct scratch *s)
 {
 	struct packet *p = &s->packet;
+	int reason = border_judge(s, &p->source, &p->destination, DROP_CLEAR_FROM_CLUSTER);
 
-	if (peer_must_be_encrypted(&p->source, &p->destination))
-		return DROP_CLEAR_FROM_CLUSTER;
+	if (reason)
+		return reason;
 	if (p->is_fragment || !addr_is_self(&p->destination))
 		return REASON_NONE;
 	if (p->protocol == IPPROTO_ICMP)

@@ -14,14 +14,6 @@ static __always_inline int is_own_address(struct __sk_buff *skb, const struct ad
 	return endpoint && endpoint->ifindex == skb->ifindex;
 }
 
-/* RFC 4861: neighbours talk with hop limit 255, so that nothing of it can come from beyond. */
-static __always_inline int is_neighbour_discovery(const struct packet *p)
-{
-	__u8 type = p->source_port; /* its first byte */
-
-	return p->protocol == IPPROTO_ICMPV6 && p->ttl == 255 && type >= 133 && type <= 137;
-}
-
 /* No peer: a neighbour, the world, or a cluster address that may appear at any moment. */
 static __always_inline int from_pod_unknown(const struct packet *p)
 {
@@ -61,7 +53,7 @@ int from_pod(struct __sk_buff *skb)
 {
 	struct scratch *s = scratch_begin();
 	struct packet *p;
-	int reason;
+	int reason, action;
 
 	if (!s)
 		return TC_ACT_SHOT;
@@ -73,5 +65,10 @@ int from_pod(struct __sk_buff *skb)
 		reason = from_pod_judge(skb, p);
 	else if (reason == DROP_NOT_IP && p->ethertype == swap16(ETH_P_ARP))
 		reason = CLEAR_LINK;
-	return reason ? verdict(skb, HOOK_FROM_POD, reason) : TC_ACT_OK;
+	if (!reason)
+		return TC_ACT_OK;
+	action = verdict(skb, HOOK_FROM_POD, reason);
+	if (reason >= DROP_FIRST && action == TC_ACT_OK)
+		skb->mark = MARK_OUT; /* past the door, and to_net need not report it again */
+	return action;
 }

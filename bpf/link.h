@@ -3,6 +3,14 @@
 #pragma once
 #include "packet.h"
 
+/* RFC 4861: neighbours talk with hop limit 255, so that nothing of it can come from beyond. */
+static __always_inline int is_neighbour_discovery(const struct packet *p)
+{
+	__u8 type = p->source_port; /* its first byte */
+
+	return p->protocol == IPPROTO_ICMPV6 && p->ttl == 255 && type >= 133 && type <= 137;
+}
+
 static __always_inline int addr_is_zero(const struct addr *addr)
 {
 	return addr->halves[0] == 0 &&

@@ -287,6 +287,7 @@ struct scratch {
 	__u32 epoch;
 	__u32 engine;
 	__u32 number;
+	__u32 rule;    /* what has let it pass */
 	__u32 ifindex; /* of the pod that gets the opened packet; 0: this node itself */
 };
 struct {
@@ -313,6 +314,7 @@ static __always_inline struct scratch *scratch_begin(void)
 		s->epoch = 0;
 		s->engine = 0;
 		s->number = 0;
+		s->rule = 0;
 	}
 	return s;
 }

@@ -56,17 +56,3 @@ static __always_inline int is_of_others(const struct addr *destination, __be32 s
 
 	return bpf_map_lookup_elem(&others, &key) != 0;
 }
-
-/* May cleartext not cross the border between `there`, beyond it, and `here`?  It may not if a pod is
- * there, or a node there and a pod here: what those say is sealed.  Nodes among themselves are free.
- */
-static __always_inline int peer_must_be_encrypted(const struct addr *there, const struct addr *here)
-{
-	struct peer *peer = peer_find(there);
-
-	if (!peer)
-		return cluster_has(there);
-	if (!(peer->flags & PEER_NODE))
-		return 1;
-	return !addr_is_self(here) && peer_may_be_pod(here);
-}

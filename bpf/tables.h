@@ -20,10 +20,12 @@
  *    +--------------------------------+-----+------+---------+----------+------+
  *
  * From a pod it is exactly 0xe00: routed by table 200 to the door.  The rest is for the kernel's
- * IPsec, which chooses policies and states by it.  Bits 14 and 15 are kube-proxy's.
+ * IPsec, which chooses policies and states by it, and makes it 0xc… with what it has encrypted.  What
+ * leaves the door is exactly 0xc00.  Bits 14 and 15 are kube-proxy's.
  */
 #define MARK_ENCRYPT 0xe00	/* & MARK_MASK: to be encrypted */
 #define MARK_DECRYPT 0xd00	/* & MARK_MASK: ESP that is the kernel's to open, and what was in it */
+#define MARK_OUT 0xc00		/* & MARK_MASK: leaves as it is, by ordinary routes */
 #define MARK_MASK 0xf00
 #define MARK_SLOT_SHIFT 16
 #define MARK_SA_SHIFT 12
@@ -48,6 +50,7 @@ enum reason {
 	CLEAR_WORLD,		/* not a cluster address: Pellicle does not encrypt it */
 	CLEAR_DISABLED,		/* encryption is off */
 	CLEAR_LINK,		/* ARP, neighbour discovery, link-local: never leaves the link */
+	CLEAR_EXEMPT,		/* between nodes, and the configuration says that it may */
 	/* forwarded encrypted */
 	SEALED,
 	OPENED,
@@ -88,6 +91,8 @@ enum hook { HOOK_FROM_POD = 1, HOOK_DOOR, HOOK_TO_NET, HOOK_FROM_NET };
 /* --- configuration: set once at load ---------------------------------------------------------- */
 struct config {
 	__u32 encrypt;		/* 0: everything passes in the clear and is reported so */
+	__u32 nodes;		/* also what nodes say to each other */
+	__u32 monitor;		/* what is dropped for being clear passes, and is reported */
 	__u32 uplink_ifindex;
 	__u32 flow_interval_ms;	/* a long flow is reported again after this */
 	__u32 pad;
@@ -229,6 +234,20 @@ struct {
 	__type(value, struct other_row);
 } others SEC(".maps");
 
+/* --- what nodes may say to each other in the clear ------------------------------------------------ */
+struct exempt_key {
+	__be16 port;		/* of either end; 0: any */
+	__u8 protocol;
+	__u8 pad;
+};
+struct exempt_row { __u32 rule; /* names it in reports; never 0 */ };
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 16384);
+	__type(key, struct exempt_key);
+	__type(value, struct exempt_row);
+} exempt SEC(".maps");
+
 /* --- the door's device, which is made anew when somebody removes it ------------------------------ */
 struct doors { __u32 host; /* ifindex of pellicle_host */ };
 struct {
@@ -251,9 +270,10 @@ struct probe {
 
 /* --- what came of it: counters, flows, events ---------------------------------------------------- */
 struct count { __u64 packets; __u64 bytes; };
+/* by reason; those that monitor mode has let through are REASON_COUNT behind */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, REASON_COUNT);
+	__uint(max_entries, 2 * REASON_COUNT);
 	__type(key, __u32);
 	__type(value, struct count);
 } counts SEC(".maps");
@@ -266,7 +286,7 @@ struct flow_key {
 	__u8 protocol;
 	__u8 hook;		/* enum hook */
 	__u8 reason;		/* enum reason */
-	__u8 pad;
+	__u8 audited;		/* let through by monitor mode */
 };
 struct flow_row {
 	__u64 packets;		/* since first; cumulative, so a lost event loses no count */
@@ -280,7 +300,7 @@ struct flow_row {
 	__be32 spi;
 	__u32 epoch;		/* the sender's */
 	__u32 engine;		/* enum engine; 0: none has touched it */
-	__u32 pad;
+	__u32 rule;		/* that has let it pass; 0: none */
 };
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
@@ -317,6 +337,7 @@ enum exported {
 	EXPORT_MARK_ENCRYPT = MARK_ENCRYPT,
 	EXPORT_MARK_MASK = MARK_MASK,
 	EXPORT_MARK_DECRYPT = MARK_DECRYPT,
+	EXPORT_MARK_OUT = MARK_OUT,
 	EXPORT_MARK_SLOT_SHIFT = MARK_SLOT_SHIFT,
 	EXPORT_MARK_SA_SHIFT = MARK_SA_SHIFT,
 	EXPORT_PROBE_PROTOCOL = PROBE_PROTOCOL,

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: (BSD-2-Clause OR GPL-2.0-only)
-/* The last door: whatever leaves by the uplink for a pod, or from a pod for a node, and is not our
- * ESP, is a leak, and stops here.  It trusts nothing that happened before.
+/* The last door: whatever leaves by the uplink for a pod or a node of the cluster, is not our ESP and
+ * not exempt, is a leak, and stops here.  It trusts nothing that happened before.
  */
 #pragma once
+#include "border.h"
 #include "verdict.h"
 
 /* Sealed here: between nodes, so never for a pod. */
@@ -67,12 +68,29 @@ static __always_inline int xfrm_finish(struct __sk_buff *skb, const struct packe
 	return xfrm_finish_ipv6(skb, p, tos);
 }
 
-static __always_inline int to_net_judge(struct __sk_buff *skb, const struct packet *p)
+/* The door's mark says that it has reported this already. */
+static __always_inline int to_net_clear(struct __sk_buff *skb, struct scratch *s)
 {
-	if (is_own_esp(p))
-		return (skb->mark & MARK_MASK) == MARK_ENCRYPT ? xfrm_finish(skb, p) : REASON_NONE;
-	if (peer_must_be_encrypted(&p->destination, &p->source))
-		return DROP_CLEAR_TO_CLUSTER;
+	const struct packet *p = &s->packet;
+	int reason = border_judge(s, &p->destination, &p->source, DROP_CLEAR_TO_CLUSTER);
+	int is_known = skb->mark == MARK_OUT;
+
+	if (is_known)
+		skb->mark = 0;
+	if (is_known && (reason == CLEAR_EXEMPT || config.monitor))
+		return REASON_NONE;
+	return reason;
+}
+
+static __always_inline int to_net_judge(struct __sk_buff *skb, struct scratch *s)
+{
+	if (!is_own_esp(&s->packet))
+		return to_net_clear(skb, s);
+	if ((skb->mark & MARK_MASK) != MARK_OUT)
+		return REASON_NONE; /* somebody else's */
+	if (skb->mark != MARK_OUT)
+		return xfrm_finish(skb, &s->packet);
+	skb->mark = 0;
 	return REASON_NONE;
 }
 
@@ -91,6 +109,6 @@ int to_net(struct __sk_buff *skb)
 	if (reason == DROP_NOT_IP)
 		return TC_ACT_OK;
 	if (!reason)
-		reason = to_net_judge(skb, &s->packet);
+		reason = to_net_judge(skb, s);
 	return reason ? verdict(skb, HOOK_TO_NET, reason) : TC_ACT_OK;
 }

@@ -54,6 +54,7 @@ static __always_inline void flow_name(struct flow_row *row, const struct scratch
 	row->spi = s->spi;
 	row->epoch = s->epoch;
 	row->engine = s->engine;
+	row->rule = s->rule;
 }
 
 static __always_inline int flow_begin(struct scratch *s, __u64 now)
@@ -95,6 +96,23 @@ static __always_inline void flow_report(struct scratch *s)
 		flow_continue(s, row, now);
 }
 
+/* Would monitor mode let this pass: was it dropped for being clear, and for nothing else? */
+static __always_inline int may_let_through(__u32 reason)
+{
+	if (!config.monitor)
+		return 0;
+	switch (reason) {
+	case DROP_UNKNOWN_PEER:
+	case DROP_NO_KEY:
+	case DROP_SA_EXPIRED:
+	case DROP_TOO_BIG:
+	case DROP_CLEAR_FROM_CLUSTER:
+	case DROP_CLEAR_TO_CLUSTER:
+		return 1;
+	}
+	return 0;
+}
+
 static __always_inline void count_packet(__u32 reason, __u64 packets, __u64 bytes)
 {
 	struct count *count = bpf_map_lookup_elem(&counts, &reason);
@@ -123,20 +141,22 @@ static __always_inline __u64 packet_bytes(struct __sk_buff *skb, const struct pa
 	return p->len + (segments - 1) * headers;
 }
 
-/* What the packet in scratch comes to at this hook: TC_ACT_SHOT for the drops, else TC_ACT_OK.  It
- * finds scratch itself: only so may verifiers before Linux 6.3 see a map's key in it.
+/* What the packet in scratch comes to at this hook: TC_ACT_SHOT for the drops that monitor mode does
+ * not let through, else TC_ACT_OK.  It finds scratch itself: only so may verifiers before Linux 6.3 see a map's key in it.
  */
 __noinline int verdict(struct __sk_buff *skb, __u32 hook, __u32 reason)
 {
 	struct scratch *s = scratch_find();
 	const struct packet *p;
+	__u32 audited;
 
 	if (!s)
 		return TC_ACT_SHOT;
 	p = &s->packet;
+	audited = may_let_through(reason) && !(hook == HOOK_TO_NET && reason == DROP_TOO_BIG);
 	s->row.packets = skb->gso_segs > 1 ? skb->gso_segs : 1;
 	s->row.bytes = packet_bytes(skb, p);
-	count_packet(reason, s->row.packets, s->row.bytes);
+	count_packet(audited ? reason + REASON_COUNT : reason, s->row.packets, s->row.bytes);
 	s->flow.source = p->source;
 	s->flow.destination = p->destination;
 	s->flow.source_port = p->source_port;
@@ -144,7 +164,7 @@ __noinline int verdict(struct __sk_buff *skb, __u32 hook, __u32 reason)
 	s->flow.protocol = p->protocol;
 	s->flow.hook = hook;
 	s->flow.reason = reason;
-	s->flow.pad = 0;
+	s->flow.audited = audited;
 	flow_report(s);
-	return reason >= DROP_FIRST ? TC_ACT_SHOT : TC_ACT_OK;
+	return reason >= DROP_FIRST && !audited ? TC_ACT_SHOT : TC_ACT_OK;
 }

@@ -17,11 +17,11 @@ from typing import Any
 
 import structlog
 
-from pellicle import derived, logs, scrape
+from pellicle import derived, exemptions, logs, scrape
 from pellicle.answers import Sight, answers
 from pellicle.audit import Audit, wall
-from pellicle.config import Attach, Config
-from pellicle.datapath import endpoints, ipcache, programs
+from pellicle.config import Attach, AuditMode, Config
+from pellicle.datapath import endpoints, exempt, ipcache, programs
 from pellicle.datapath.door import DoorsTarget, DoorTarget
 from pellicle.datapath.programs import ProgramTarget, Words
 from pellicle.datapath.xfrm_device import XfrmDeviceTarget
@@ -96,7 +96,7 @@ class Agent:
         self._keys = self._make_keys() if config.enable_encrypt_l3 else None
         self._socket = listen(config.run_dir / "agent.sock")
         self._bpf = self._load()
-        self._decoder = Decoder.of(self._bpf.btf)
+        self._decoder = Decoder.of(self._bpf.btf, exemptions.names(config.exempt))
         sealed = self._bpf.btf.enum("exported")["EXPORT_LONGEST"]
         self._longest = sealed if self._choice.engine is Engine.BPF else ANY_LENGTH
         self._directory = Directory(config.directory, config.refresh_seconds)
@@ -142,6 +142,8 @@ class Agent:
         self._reconciler(t.pods, endpoints.target(self._bpf), t.pods_up)
         self._reconciler(t.ipcache, ipcache.target(self._bpf), t.ipcache_up)
         self._reconciler(t.cidrs, ipcache.cidr_target(self._bpf), t.cidrs_up)
+        t.exempt.replace(exempt.plan(config.exempt))
+        self._reconciler(t.exempt, exempt.target(self._bpf), t.exempt_up)
         target = RecordTarget(config.directory, self._name, t.nodes)
         record = self._reconciler(t.record, target, t.record_up)
         yield defend(record, self._news)
@@ -165,6 +167,7 @@ class Agent:
             str(config.outer_family),
             self._choice.engine,
             self._longest,
+            config.encrypt_nodes,
         )
         self._reconciler(t.sas, self._sas, t.sas_up, once=True)
         self._reconciler(t.encrypt, encryption_table.target(self._bpf), t.encrypt_up)
@@ -351,14 +354,19 @@ class Agent:
             ensure_bpffs(config.bpffs / part)
         words = Words(
             config.enable_encrypt_l3,
+            config.encrypt_nodes,
+            config.audit is AuditMode.MONITOR,
             self._uplink.index,
             int(config.flow_interval * 1000),
             self._uplink.addresses,
         )
         loaded = programs.load(words, config.bpffs / "maps")
-        # Before a program runs over maps that may be new and empty: what is the cluster's.
+        # Before a program runs over maps that may be new and empty: what is the cluster's, and what
+        # may always pass.
         cidrs = ipcache.plan_cidrs(config.cluster_cidrs, {})
-        for error in ipcache.cidr_target(loaded).put(cidrs).values():
+        for cidr_error in ipcache.cidr_target(loaded).put(cidrs).values():
+            raise cidr_error
+        for error in exempt.target(loaded).put(exempt.plan(config.exempt)).values():
             raise error
         return loaded
 

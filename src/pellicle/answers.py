@@ -31,6 +31,7 @@ from pellicle.flows.decode import Decoder, FlowEvent
 from pellicle.flows.history import History
 from pellicle.flows.kernel_reasons import words_of
 from pellicle.flows.names import Name
+from pellicle.flows.reasons import Verdict
 from pellicle.flows.selection import Selection
 from pellicle.kernel.bpf import MapType, Object
 from pellicle.keys.pairing import PeerKeys
@@ -84,7 +85,8 @@ def status(sight: Sight) -> dict[str, Any]:
     """Health: what is desired and applied, who is a peer, what was dropped."""
     tables = [_lag(each.lag()) for each in sight.reconcilers]
     peers = _peers(sight)
-    counts = packet_counts(sight)
+    counted = packet_counts(sight)
+    counts = [row for row in counted if row["verdict"] != Verdict.AUDITED]
     problems = [*sight.problems(), *_trouble(sight, tables, peers)]
     is_on = sight.config.enable_encrypt_l3
     state = "off" if not is_on else "degraded" if problems else "on"
@@ -106,7 +108,11 @@ def status(sight: Sight) -> dict[str, Any]:
         },
         "peers": peers,
         "tables": tables,
-        "drops": [row for row in counts if row["reason"].startswith("DROP_") and row["packets"]],
+        "audit": sight.config.audit,
+        "exempt": [str(each) for each in sight.config.exempt] if sight.config.encrypt_nodes else [],
+        "encrypt_nodes": sight.config.encrypt_nodes,
+        "audited": [row for row in counted if row["verdict"] == Verdict.AUDITED and row["packets"]],
+        "drops": [row for row in counts if row["verdict"] == Verdict.DROPPED and row["packets"]],
         "counts": counts,
         "kernel_drops": kernel_drops(sight),
         "offload": _offload(sight),
@@ -308,7 +314,7 @@ def _ago(moment: float) -> str:
 
 
 def packet_counts(sight: Sight) -> list[dict[str, Any]]:
-    """Packets and bytes by reason, all reasons."""
+    """Packets and bytes by reason and verdict, all there are."""
     summed = sight.bpf.map("counts").values_summed()
     rows = []
     for number, reason in sight.decoder.reasons.items():

@@ -15,11 +15,13 @@ from pathlib import Path, PurePath
 from types import MappingProxyType
 from typing import Any, Final
 
+from pellicle.exemptions import Exemption
 from pellicle.facts import Address, Network, NodeName
 from pellicle.settings import (
     ENVIRONMENT_PREFIX,
     SETTINGS,
     Attach,
+    AuditMode,
     CipherChoice,
     EngineChoice,
     IpsecOffload,
@@ -36,6 +38,7 @@ from pellicle.wire.yaml import Tree, YamlError, documents
 __all__ = [
     "SETTINGS",
     "Attach",
+    "AuditMode",
     "CipherChoice",
     "Config",
     "ConfigError",
@@ -91,6 +94,9 @@ class Config:
     node_name: NodeName
     directory: Path
     enable_encrypt_l3: bool
+    encrypt_nodes: bool
+    exempt: tuple[Exemption, ...]
+    audit: AuditMode
     engine: EngineChoice
     cipher: CipherChoice
     ipsec_offload: IpsecOffload
@@ -154,7 +160,11 @@ def load(
     """
     problems: list[str] = []
     given = {"node_name": _Given([hostname.lower()], "hostname")}
-    given |= {s.name: _Given([s.default], _DEFAULT) for s in SETTINGS if s.default is not None}
+    given |= {
+        s.name: _Given(_split(s.default) if s.is_list else [s.default], _DEFAULT)
+        for s in SETTINGS
+        if s.default is not None
+    }
     for layer in (_from_file(file, problems), _from_environment(environment, problems)):
         given |= layer
     given |= _from_flags(flags)

@@ -14,6 +14,7 @@ from enum import StrEnum
 from pathlib import PurePosixPath
 from typing import Any, Final
 
+from pellicle.exemptions import DEFAULT_EXEMPTIONS, NOTHING, Exemption, exemption
 from pellicle.facts import Cipher, Engine
 from pellicle.values import address, dns_name, each, listener, network, one_per_family, shown
 from pellicle.wire.spiffe_id import NODE, TRUST_DOMAIN, checked_template
@@ -59,6 +60,13 @@ class KeyDerivation(StrEnum):
 
     PAIRWISE = "pairwise"
     NONE = "none"
+
+
+class AuditMode(StrEnum):
+    """What becomes of cleartext that should not be."""
+
+    ENFORCE = "enforce"
+    MONITOR = "monitor"
 
 
 class Attach(StrEnum):
@@ -171,9 +179,10 @@ def _number(least: int, most: int) -> Read:
 
 
 def _route_table(name: str, texts: Sequence[str]) -> int:
-    found: int = _number(1, (1 << 32) - 1)(name, texts)
-    if found in _KERNEL_TABLES:
-        raise ValueError(f'{name}: {found} is the kernel\'s table "{_KERNEL_TABLES[found]}"')
+    found: int = _number(1, (1 << 32) - 2)(name, texts)
+    for table in (found, found + 1):
+        if table in _KERNEL_TABLES:
+            raise ValueError(f'{name}: {table} is the kernel\'s table "{_KERNEL_TABLES[table]}"')
     return found
 
 
@@ -210,6 +219,12 @@ def _spiffe_ids(name: str, texts: Sequence[str]) -> tuple[str, ...]:
     return tuple(texts)
 
 
+def _exemptions(name: str, texts: Sequence[str]) -> tuple[Exemption, ...]:
+    if list(texts) == [NOTHING]:
+        return ()
+    return each(name, texts, exemption)
+
+
 SETTINGS: Final[tuple[Setting, ...]] = (
     Setting(
         "node_name",
@@ -233,6 +248,28 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         "false",
         "BOOL",
         is_switch=True,
+    ),
+    Setting(
+        "encrypt_nodes",
+        "Also encrypt what nodes, and pods in their network, say to each other.",
+        _switch,
+        "true",
+        "BOOL",
+        is_switch=True,
+    ),
+    Setting(
+        "exempt",
+        "What nodes may say to each other in the clear, by protocol and port of either end.",
+        _exemptions,
+        ",".join(DEFAULT_EXEMPTIONS),
+        "NAME=PROTOCOL[/PORT[-PORT]],…",
+        is_list=True,
+    ),
+    _choice(
+        "audit",
+        "Drop cleartext that should be encrypted (enforce), or let it pass and report (monitor).",
+        AuditMode,
+        AuditMode.ENFORCE,
     ),
     _choice(
         "engine",
@@ -327,7 +364,13 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         "ADDRESS:PORT",
     ),
     Setting("bpffs", "Where BPF objects are pinned.", _path, "/sys/fs/bpf/pellicle", "DIR"),
-    Setting("route_table", "The routing table for the encrypted.", _route_table, "200", "NUMBER"),
+    Setting(
+        "route_table",
+        "The routing table for the encrypted; the one after it is used, too.",
+        _route_table,
+        "200",
+        "NUMBER",
+    ),
     Setting(
         "drain_seconds",
         "How long replaced keys still decrypt.",

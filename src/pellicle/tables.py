@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from pellicle.datapath.door import Door
 from pellicle.datapath.endpoints import EndpointRow
+from pellicle.datapath.exempt import ExemptKey, ExemptRow
 from pellicle.datapath.ipcache import CidrRow, Peer
 from pellicle.datapath.programs import Hook, HookName
 from pellicle.datapath.xfrm_device import XfrmDevice
@@ -55,6 +56,8 @@ class Tables:
         self.ipcache_up: Table[Address, Peer] = Table("ipcache up")
         self.cidrs: Table[Network, CidrRow] = Table("cluster_cidrs")
         self.cidrs_up: Table[Network, CidrRow] = Table("cluster_cidrs up")
+        self.exempt: Table[ExemptKey, ExemptRow] = Table("exempt")
+        self.exempt_up: Table[ExemptKey, ExemptRow] = Table("exempt up")
         self.pods: Table[Address, EndpointRow] = Table("pods")
         self.pods_up: Table[Address, EndpointRow] = Table("pods up")
         self.routes: Table[RouteName, Route] = Table("routes")

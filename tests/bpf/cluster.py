@@ -17,6 +17,8 @@ from tests.bpf.node import BPF, XFRM, Node
 
 LOCAL, NODE = 1, 2  # enum peer_flags
 SAS = 4
+OUT = 0xC00
+"""The mark of what leaves the door."""
 SELF4, SELF6 = "192.0.2.1", "2001:db8::1"
 POD4, POD6 = "10.244.1.2", "fd00:244:1::2"
 POD_MAC, HOST_MAC = bytes.fromhex("0200000000a1"), bytes.fromhex("0200000000b1")
@@ -57,6 +59,10 @@ class Peer:
     def mark_out(self, number: int) -> int:
         """Of packets that this SA of the kernel's encrypts."""
         return self.slot << 16 | number << 12 | 0xE00
+
+    def mark_sealed(self, number: int) -> int:
+        """Of ESP that this SA of the kernel's has encrypted."""
+        return self.slot << 16 | number << 12 | OUT
 
     @property
     def mark_in(self) -> int:

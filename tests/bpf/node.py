@@ -77,7 +77,10 @@ class Node:
         self.object = loaded
         btf = loaded.btf
         reasons: Mapping[str, int] = btf.enum("reason")
-        self.reason_names = {n: name for name, n in reasons.items() if name != "DROP_FIRST"}
+        names = {n: name for name, n in reasons.items() if name != "DROP_FIRST"}
+        # Behind all of them: the same, let through by monitor mode.
+        count = reasons["REASON_COUNT"]
+        self.reason_names = names | {n + count: f"AUDITED_{name}" for n, name in names.items()}
         self.events = RingBuffer(loaded.map("events"))
         self.event = btf.struct("event")
         self.kinds = {number: name for name, number in btf.enum("event_kind").items()}
@@ -129,6 +132,9 @@ class Node:
     def put_door(self, ifindex: int) -> None:
         """The device that door_xfrm hands packets over to; 0: there is none."""
         self.object.map("doors").update(struct.pack("<I", 0), struct.pack("<I", ifindex))
+
+    def put_exempt(self, protocol: int, port: int, rule: int) -> None:
+        self.put("exempt", {"protocol": protocol, "port": port}, {"rule": rule})
 
     def put_encrypt(self, node: str, pair: int, engine: int = BPF, sas: int = 4) -> None:
         row = {"pair": pair, "engine": engine, "sa_mask": sas - 1}
@@ -207,7 +213,13 @@ def loaded_node(
 ) -> Iterator[Node]:
     """Compiles and loads the datapath, its addresses and configuration set; the uplink is lo."""
     path = compile_bpf(ROOT / "bpf" / "pellicle.bpf.c", scratch / "pellicle.bpf.o")
-    words = {"encrypt": 1, "uplink_ifindex": LOOPBACK, "flow_interval_ms": 5000, **config}
+    words = {
+        "encrypt": 1,
+        "nodes": 1,
+        "uplink_ifindex": LOOPBACK,
+        "flow_interval_ms": 5000,
+        **config,
+    }
     layout = _config_layout(path)
     rodata = {"config": layout.pack(self4=addr(self4), self6=addr(self6), **words)}
     with Object.load(path, rodata=rodata) as loaded:

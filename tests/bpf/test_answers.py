@@ -39,7 +39,7 @@ def sight(node: Node) -> Sight:
     """As much of it as these calls look at."""
     parts = {
         "bpf": node.object,
-        "decoder": Decoder.of(node.object.btf),
+        "decoder": Decoder.of(node.object.btf, {}),
         "history": History(),
         "names": SimpleNamespace(rows={}),
     }

@@ -11,6 +11,7 @@ import pytest
 from tests.bpf import packets
 from tests.bpf.cluster import (
     KEYLESS,
+    OUT,
     OVER4,
     OVER6,
     POD4,
@@ -30,15 +31,44 @@ PASSES = ""
 """And is neither counted nor reported: no business of this cluster."""
 NODE_INSIDE = "10.244.250.1"
 """A node whose address lies in the cluster's CIDRs."""
+GATEWAY = "10.244.1.1"
+"""This node's own, too."""
+OSPF, SSH = 89, 22
+RULES = {(packets.TCP, SSH): 71, (OSPF, 0): 72}
 
 
 @pytest.fixture(scope="module")
 def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
     with loaded_node(tmp_path_factory.mktemp("bpf")) as loaded:
         furnish(loaded)
-        loaded.put_peer(NODE_INSIDE, node=NODE_INSIDE, flags=2)
-        put_inbound(loaded, OVER4)
+        prepare(loaded)
         yield loaded
+
+
+@pytest.fixture(scope="module")
+def monitor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
+    """The same, but what is dropped for being clear passes, and is reported."""
+    with loaded_node(tmp_path_factory.mktemp("bpf"), monitor=1) as loaded:
+        furnish(loaded)
+        prepare(loaded)
+        yield loaded
+
+
+@pytest.fixture(scope="module")
+def pods_only(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
+    """The same, but what nodes say to each other is not encrypted."""
+    with loaded_node(tmp_path_factory.mktemp("bpf"), nodes=0) as loaded:
+        furnish(loaded)
+        prepare(loaded)
+        yield loaded
+
+
+def prepare(loaded: Node) -> None:
+    loaded.put_peer(NODE_INSIDE, node=NODE_INSIDE, flags=2)
+    loaded.put_peer(GATEWAY, node=SELF4, flags=3)
+    for (protocol, port), rule in RULES.items():
+        loaded.put_exempt(protocol, port, rule)
+    put_inbound(loaded, OVER4)
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +85,20 @@ def tagged(packet: bytes, *tags: int) -> bytes:
 
 def esp(source: str, destination: str) -> bytes:
     return frame(ip(source, destination, bytes(40), protocol=ESP))
+
+
+def to_port(
+    source: str, destination: str, port: int, own: int = 4000, *, protocol: int = packets.TCP,
+    **fields: int,
+) -> bytes:  # fmt: skip
+    made = packets.tcp if protocol == packets.TCP else packets.udp
+    body = made(own, port, bytes(24))
+    return frame(ip(source, destination, body, protocol=protocol, **fields))
+
+
+def solicit(source: str, destination: str, ttl: int = 255) -> bytes:
+    body = packets.icmp(135, 0, bytes(4), bytes(16))
+    return frame(ip(source, destination, body, protocol=ICMPV6, ttl=ttl))
 
 
 LEAVING = {
@@ -79,12 +123,30 @@ LEAVING = {
     "ESP of another in a CIDR": (esp(WORLD4, "10.244.77.7"), LEAK),
     "ESP for a pod": (esp(SELF4, OVER4.pod4), LEAK),
     "a pod's ESP for a pod": (esp(POD4, OVER4.pod4), LEAK),
-    "for a node": (frame(ip(SELF4, OVER4.address)), PASSES),
+    "for a node": (frame(ip(SELF4, OVER4.address)), LEAK),
+    "for a node, IPv6": (frame(ip(SELF6, OVER6.address)), LEAK),
+    "the gateway's for a node": (frame(ip(GATEWAY, OVER4.address)), LEAK),
+    "for a node, exempt": (to_port(SELF4, OVER4.address, 22), "CLEAR_EXEMPT"),
+    "the answer": (to_port(SELF4, OVER4.address, 4000, 22), "CLEAR_EXEMPT"),
+    "for a node, exempt, IPv6": (to_port(SELF6, OVER6.address, 22), "CLEAR_EXEMPT"),
+    "that port by another protocol": (
+        to_port(SELF4, OVER4.address, 22, protocol=packets.UDP),
+        LEAK,
+    ),
+    "a fragment with that port": (to_port(SELF4, OVER4.address, 22, fragment=0x2000), LEAK),
+    "a protocol that is exempt": (
+        frame(ip(SELF4, OVER4.address, bytes(20), protocol=OSPF)),
+        "CLEAR_EXEMPT",
+    ),
+    "a pod's to that port of a node": (to_port(POD4, OVER4.address, 22), LEAK),
+    "for that port of a pod": (to_port(SELF4, OVER4.pod4, 22), LEAK),
+    "a neighbour is asked for": (solicit(SELF6, OVER6.address), PASSES),
+    "from beyond the link": (solicit(SELF6, OVER6.address, ttl=254), LEAK),
     "a pod's packet for a node": (frame(ip(POD4, OVER4.address)), LEAK),
     "a pod's packet for a node, IPv6": (frame(ip(POD6, OVER6.address)), LEAK),
     "a pod's packet for a node in a CIDR": (frame(ip(POD4, NODE_INSIDE)), LEAK),
     "a pod's fragment for a node": (frame(ip(POD4, OVER4.address, bytes(16), fragment=9)), LEAK),
-    "for a node in a CIDR": (frame(ip(SELF4, NODE_INSIDE)), PASSES),
+    "for a node in a CIDR": (frame(ip(SELF4, NODE_INSIDE)), LEAK),
     "for the world": (frame(ip(POD4, WORLD4)), PASSES),
     "for the world, IPv6": (frame(ip(POD6, WORLD6)), PASSES),
     "multicast": (frame(ip(SELF6, "ff02::16")), PASSES),
@@ -120,13 +182,18 @@ COMING = {
     "ESP for us from a pod": (esp(OVER4.pod4, SELF4), INTRUDER),
     "ESP for us from a cluster address nobody has": (esp("10.244.77.7", SELF4), INTRUDER),
     "ESP, passing": (esp(OVER4.address, "192.0.2.99"), PASSES),
-    "a node": (frame(ip(OVER4.address, SELF4)), PASSES),
+    "a node": (frame(ip(OVER4.address, SELF4)), INTRUDER),
+    "a node, exempt": (to_port(OVER4.address, SELF4, 22), "CLEAR_EXEMPT"),
+    "a node's answer, exempt": (to_port(OVER6.address, SELF6, 4000, 22), "CLEAR_EXEMPT"),
+    "a node, for that port of a pod": (to_port(OVER4.address, POD4, 22), INTRUDER),
+    "a neighbour asks": (solicit(OVER6.address, SELF6), PASSES),
+    "a node passing through": (frame(ip(OVER4.address, WORLD4)), PASSES),
     "a node, for a pod": (frame(ip(OVER4.address, POD4)), INTRUDER),
     "a node, for a pod, IPv6": (frame(ip(OVER6.address, POD6)), INTRUDER),
     "a node in a CIDR, for a pod": (frame(ip(NODE_INSIDE, POD4)), INTRUDER),
     "a node, for a pod that nobody knows": (frame(ip(OVER4.address, "10.244.1.77")), INTRUDER),
-    "a node, IPv6": (frame(ip(OVER6.address, SELF6)), PASSES),
-    "a node in a CIDR": (frame(ip(NODE_INSIDE, SELF4)), PASSES),
+    "a node, IPv6": (frame(ip(OVER6.address, SELF6)), INTRUDER),
+    "a node in a CIDR": (frame(ip(NODE_INSIDE, SELF4)), INTRUDER),
     "the world": (frame(ip(WORLD4, SELF4)), PASSES),
     "the world, for a pod": (frame(ip(WORLD4, POD4)), PASSES),
     "the world, for a pod, IPv6": (frame(ip(WORLD6, POD6)), PASSES),
@@ -147,7 +214,7 @@ def test_borders(node: Node, program: str, says: str) -> None:
     rows = len(node.rows("flows"))
     seen = node.run(program, packet)
     assert (seen.reason, seen.frame) == (reason, packet)
-    assert seen.action == (SHOT if reason else OK)
+    assert seen.action == (SHOT if reason.startswith("DROP_") else OK)
     assert reason or len(node.rows("flows")) == rows, "passing costs no row"
 
 
@@ -162,6 +229,56 @@ def test_without_encryption_everything_passes(
     seen = node_in_the_clear.run(program, packet)
     assert (seen.action, seen.reasons, seen.frame) == (OK, (), packet)
     assert node_in_the_clear.rows("flows") == []
+
+
+CLOSED = {LEAK, INTRUDER}
+
+
+@pytest.mark.parametrize(
+    ("program", "says"),
+    [("to_net", says) for says in LEAVING] + [("from_net", says) for says in COMING],
+)
+def test_monitor_reports_and_lets_pass_exactly_what_enforce_drops(
+    monitor: Node, program: str, says: str
+) -> None:
+    """For being clear: what is forged or malformed is dropped in both modes."""
+    packet, reason = (LEAVING if program == "to_net" else COMING)[says]
+    seen = monitor.run(program, packet)
+    if reason in CLOSED:
+        assert (seen.action, seen.reason, seen.frame) == (OK, f"AUDITED_{reason}", packet)
+    else:
+        assert (seen.action, seen.reason) == (SHOT if "DROP_" in reason else OK, reason)
+
+
+def test_monitor_does_not_report_at_the_last_door_what_was_reported_before(monitor: Node) -> None:
+    for says in ("for a node", "a pod's packet for a node", "for a node, exempt"):
+        seen = monitor.run("to_net", LEAVING[says][0], mark=OUT)
+        assert (seen.action, seen.reasons, seen.mark) == (OK, (), 0)
+
+
+def test_an_exempt_flow_names_its_rule(node: Node) -> None:
+    node.clear("flows")
+    node.run("to_net", to_port(SELF4, OVER4.address, SSH))
+    node.run("from_net", frame(ip(OVER4.address, SELF4, bytes(20), protocol=OSPF)))
+    rules = {key["protocol"]: row["rule"] for key, row in node.rows("flows")}
+    assert rules == {packets.TCP: 71, OSPF: 72}
+
+
+BETWEEN_NODES = {
+    "to_net": ("for a node", "for a node, IPv6", "for a node in a CIDR", "for a node, exempt"),
+    "from_net": ("a node", "a node, IPv6", "a node in a CIDR", "a node, exempt"),
+}
+
+
+@pytest.mark.parametrize("program", BETWEEN_NODES)
+def test_nodes_may_be_left_alone(pods_only: Node, program: str) -> None:
+    cases = LEAVING if program == "to_net" else COMING
+    for says, (packet, reason) in cases.items():
+        seen = pods_only.run(program, packet)
+        if says in BETWEEN_NODES[program]:
+            assert (seen.action, seen.reason) == (OK, PASSES), says
+        elif reason in CLOSED and "pod" in says:
+            assert (seen.action, seen.reason) == (SHOT, reason), says
 
 
 # --- path MTU ------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from scapy.layers.inet6 import IPv6
 from tests.bpf import packets
 from tests.bpf.cluster import (
     KEYLESS,
+    OUT,
     OVER4,
     PEERS,
     POD4,
@@ -274,7 +275,7 @@ def test_a_probe_is_sealed_whole_on_the_sa_it_names(node: Node, outer: int, padd
         for kind in (ASK, ANSWER):
             packet = ask(peer, number, kind)
             seen = node.run("door", packets.frame(packet) + bytes(padding), mark=0xE00)
-            assert (seen.action, seen.reason, seen.mark) == (REDIRECT, "PROBE_SENT", 0)
+            assert (seen.action, seen.reason, seen.mark) == (REDIRECT, "PROBE_SENT", OUT)
             assert seen.size == len(packet)
             sealed = take_apart(seen.frame, peer)
             assert (sealed.number, sealed.opened.sequence) == (number, kind)

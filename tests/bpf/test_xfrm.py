@@ -16,6 +16,7 @@ import pytest
 from tests.bpf import packets
 from tests.bpf.cluster import (
     NODE,
+    OUT,
     OVER4,
     OVER6,
     PEERS,
@@ -193,7 +194,7 @@ def test_ipv4_outside_gets_df_and_the_marks_ecn(node: Node, tag: bytes, fragment
             facts = {"identifier": bits.randrange(1 << 16), "ttl": bits.randrange(1, 256)}
             whole = going(OVER4, tag, tos=tos, fragment=fragment, **facts)
             after = {"tos": tos & ~3 | ecn, "fragment": DONT_FRAGMENT}
-            mark = OVER4.mark_out(bits.randrange(SAS)) | ecn
+            mark = OVER4.mark_sealed(bits.randrange(SAS)) | ecn
             assert_finished(node, whole, mark, going(OVER4, tag, **after, **facts))
     assert node.rows("flows") == []
 
@@ -203,7 +204,7 @@ def test_ipv4_options_outside_stay(node: Node) -> None:
         packets.ipv4(SELF4, OVER4.address, esp(300), protocol=ESP, options=b"\1\1\1\0" * 9, **how)
         for how in ({"fragment": 0, "tos": 0xB9}, {"fragment": DONT_FRAGMENT, "tos": 0xBA})
     ]
-    assert_finished(node, frame(made[0]), OVER4.mark_out(2) | 2, frame(made[1]))
+    assert_finished(node, frame(made[0]), OVER4.mark_sealed(2) | 2, frame(made[1]))
 
 
 @tagged
@@ -213,7 +214,7 @@ def test_ipv6_outside_gets_the_marks_ecn(node: Node, tag: bytes) -> None:
             label = (0, 0xABCDE, 0xFFFFF)[tos % 3]
             whole = going(OVER6, tag, tos=tos, label=label)
             finished = going(OVER6, tag, tos=tos & ~3 | ecn, label=label)
-            assert_finished(node, whole, OVER6.mark_out(3) | ecn, finished)
+            assert_finished(node, whole, OVER6.mark_sealed(3) | ecn, finished)
 
 
 @outers
@@ -226,7 +227,7 @@ def test_fragments_do_not_leave(node: Node, outer: int, tag: bytes) -> None:
         heads = [struct.pack(">BBHI", ESP, 0, offset, 77) for offset in (1, 8)]
         frames = [going(peer, tag, head + body, protocol=44) for head in heads]
     for whole in frames:
-        seen = node.run("to_net", whole, mark=peer.mark_out(1) | 2)
+        seen = node.run("to_net", whole, mark=peer.mark_sealed(1) | 2)
         assert (seen.action, seen.reason, seen.frame) == (SHOT, "DROP_TOO_BIG", whole)
 
 
@@ -238,21 +239,21 @@ def test_what_the_kernel_would_cut_while_it_encrypts_does_not_leave(
     """Its segments may share a nonce. The agent has that done before; nothing relies on it."""
     peer = PEERS[outer]
     whole = going(peer, tag, esp(peer.keys_out(0).spi) + bytes(2000))
-    seen = node.run("to_net", whole, mark=peer.mark_out(1), gso_size=1000, gso_segs=2)
+    seen = node.run("to_net", whole, mark=peer.mark_sealed(1), gso_size=1000, gso_segs=2)
     assert (seen.action, seen.reasons) == (SHOT, ("DROP_SEAL_FAILED",) * 2)
 
 
 @outers
-@pytest.mark.parametrize("mark", [0, 0xD00, 0x100, 0xFFFF_F0FF, 0xC00], ids=hex)
+@pytest.mark.parametrize("mark", [0, 0xD00, 0x100, 0xFFFF_F0FF, 0xE00, OUT], ids=hex)
 def test_esp_with_another_mark_is_left_alone(node: Node, outer: int, mark: int) -> None:
     """The bpf engine's, whose header is finished; or somebody else's tunnel."""
-    peer = PEERS[outer]
+    peer, after = PEERS[outer], 0 if mark == OUT else mark
     how = {"fragment": 0} if outer == 4 else {}
     for tos in range(4):
-        assert_passes(node, "to_net", going(peer, tos=tos, **how), before=mark, after=mark)
+        assert_passes(node, "to_net", going(peer, tos=tos, **how), before=mark, after=after)
     if outer == 4:
         whole = going(peer, fragment=MORE_FRAGMENTS)
-        assert_passes(node, "to_net", whole, before=mark, after=mark)
+        assert_passes(node, "to_net", whole, before=mark, after=after)
 
 
 LEAKS = {
@@ -267,7 +268,7 @@ LEAKS = {
 @pytest.mark.parametrize("says", LEAKS)
 def test_no_mark_lets_cleartext_out(node: Node, says: str) -> None:
     """Nor what only looks sealed."""
-    for mark in (OVER4.mark_out(0), 0xE00):
+    for mark in (OVER4.mark_sealed(0), OVER4.mark_out(0), 0xE00, OUT):
         seen = node.run("to_net", frame(LEAKS[says]), mark=mark)
         assert (seen.action, seen.reason) == (SHOT, "DROP_CLEAR_TO_CLUSTER")
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import pytest
 
 from tests.bpf import esp, packets
-from tests.bpf.cluster import HOST_MAC, OVER6, POD_MAC, SAS, Peer, pod, sa_in
+from tests.bpf.cluster import HOST_MAC, OUT, OVER6, POD_MAC, SAS, Peer, pod, sa_in
 from tests.bpf.node import REDIRECT, Node, Seen
 
 HEAD = {4: 20, 6: 40}
@@ -64,7 +64,7 @@ def take_apart(frame: bytes, peer: Peer, high: int = 0) -> Sealed:
 def assert_sealed(seen: Seen, inner: bytes, peer: Peer, high: int = 0) -> Sealed:
     """The packet left for this peer with this inside, padded as it must be."""
     assert (seen.action, seen.reason, seen.size) == (REDIRECT, "SEALED", len(inner))
-    assert seen.mark == 0
+    assert seen.mark == OUT
     sealed = take_apart(seen.frame, peer, high)
     assert sealed.opened.payload == inner
     assert sealed.opened.padding == esp.padding(len(inner))

@@ -199,7 +199,11 @@ def is_echoed(source: str, family: int, to: str, seconds: float = SECONDS) -> bo
     """Whether `to` answers one echo request of `source`."""
     with Echo(source, family, to) as echo, suppress(TimeoutError):
         echo.socket.settimeout(pace.patient(seconds))
-        return echo.answers(1000)
+        try:
+            return echo.answers(1000)
+        except OSError as error:
+            if error.errno != errno.ENOBUFS:  # a program on the way out has dropped it
+                raise
     return False
 
 

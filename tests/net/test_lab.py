@@ -22,7 +22,7 @@ from pellicle.lab import agents, cabling, processes
 from pellicle.lab.frames import Kind
 from pellicle.lab.processes import Process
 from pellicle.lab.sniffer import Count, Sniffer, WireFlow
-from pellicle.lab.speakers import Speakers
+from pellicle.lab.speakers import OnNode, Speakers
 from pellicle.lab.topology import LOCK, RUN, WIRE, LabNode, LabPod
 from tests import pace
 
@@ -114,7 +114,7 @@ def test_the_listener_hears_each_packet_once_and_finds_the_marker(
             sender.send(SECRET + bytes([number]))
             receiver.recv(100)
         sniffer.settle()
-        flow = WireFlow("n1", "n2", 4, Kind.OTHER, "UDP")
+        flow = WireFlow("n1", "n2", 4, Kind.CLEAR, "UDP")
         length = 14 + 20 + 8 + len(SECRET) + 1
         assert sniffer.counts()[flow] == Count(7, 7 * length)
         assert sniffer.marks() == {(flow, SECRET): 7}
@@ -182,7 +182,7 @@ def test_the_listener_keeps_up_with_a_burst(bare_wire: tuple[LabNode, ...]) -> N
         for _ in range(burst):
             sender.send(message)
         sniffer.settle()
-        heard = sniffer.counts()[WireFlow("n1", "n2", 4, Kind.OTHER, "UDP")].packets
+        heard = sniffer.counts()[WireFlow("n1", "n2", 4, Kind.CLEAR, "UDP")].packets
         assert (heard, sniffer.lost()) == (burst, 0)
 
 
@@ -210,7 +210,7 @@ def test_sniff_shows_a_line_for_each_packet_that_passes_the_filter(
         )
         ping.wait()
     assert heard.lost == 0
-    assert not heard.has_leaks
+    assert heard.has_leaks, "two nodes talk in the clear"
     assert 0 < len(lines) <= 10
     assert all(" ICMP, 98 bytes" in line for line in lines), lines
     assert len(rdpcap(str(tmp_path / "s.pcap"))) == len(lines)
@@ -223,14 +223,7 @@ def test_sniff_without_a_lab_says_so(lab_place: None) -> None:
 
 
 def test_applications_in_namespaces_talk_and_tell(bare_wire: tuple[LabNode, ...]) -> None:
-    class InNode(LabPod):
-        """An application beside the agent instead of in a pod."""
-
-        @property
-        def namespace(self) -> str:
-            return self.node.namespace
-
-    with Speakers({InNode(node, 1): node.addresses for node in bare_wire}) as speakers:
+    with Speakers({OnNode(node): node.addresses for node in bare_wire}) as speakers:
         for family in (4, 6):
             said = speakers.talk(family, "hello ", rounds=2, pause=0.01)
             assert len(said) == 3 * 2 * 3

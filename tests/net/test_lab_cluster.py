@@ -190,7 +190,7 @@ def test_what_applications_say_is_hidden_and_no_nonce_returns(make_lab: Up) -> N
     addresses = {pod: pods.addresses(pod) for pod in state.standing_pods()}
     with (
         Sniffer(markers=[MARKER.strip().encode()], nonces=True) as sniffer,
-        Speakers(addresses) as speakers,
+        Speakers({**addresses}) as speakers,
     ):
         said = [
             each

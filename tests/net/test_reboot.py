@@ -85,7 +85,8 @@ def test_whatever_its_disk_says_it_comes_back_with_keys_that_never_were(make_lab
             assert again.outcome.lost == 0
             assert again.outcome.is_intact
         outcome = beside.stop()
-        assert_private(wire)
+        # Before its agent has started a node does not know what ESP is for, and says so.
+        assert_private(wire, may_be=f"{N2.addresses[0]} > {N1.addresses[0]} ICMP, ")
         assert wire.reuses() == ()
     assert outcome.is_intact
     assert outcome.stream_bytes == outcome.stream_sent

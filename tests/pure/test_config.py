@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from pellicle.config import (
     SETTINGS,
     Attach,
+    AuditMode,
     CipherChoice,
     Config,
     ConfigError,
@@ -28,6 +29,7 @@ from pellicle.config import (
     OuterFamily,
     load,
 )
+from pellicle.exemptions import DEFAULT_EXEMPTIONS, exemption
 from pellicle.facts import Cipher, Engine
 
 GOOD = {
@@ -61,6 +63,9 @@ def test_without_a_word_the_defaults_hold() -> None:
         node_name="host1",  # type: ignore[arg-type]
         directory=Path("/var/lib/pellicle/cluster"),
         enable_encrypt_l3=False,
+        encrypt_nodes=True,
+        exempt=tuple(exemption("exempt", text) for text in DEFAULT_EXEMPTIONS),
+        audit=AuditMode.ENFORCE,
         engine=EngineChoice.AUTO,
         cipher=CipherChoice.AUTO,
         ipsec_offload=IpsecOffload.AUTO,
@@ -182,11 +187,14 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({**GOOD, "cluster_cidrs": "10.244.0.0"}, '"10.244.0.0" is not a CIDR'),
     ({"route_table": "main"}, '"main" is not a whole number'),
     ({"route_table": "254"}, 'route_table (from --route-table): 254 is the kernel\'s table "main"'),
-    ({"route_table": "0"}, "0 is not between 1 and 4294967295"),
+    ({"route_table": "0"}, "0 is not between 1 and 4294967294"),
     ({"drain_seconds": "soon"}, '"soon" is not a time: write 500ms, 5s, 2m or 1h'),
     ({"drain_seconds": "-1"}, "is not a time"),
     ({"flow_interval": "1ms"}, "1ms is not between 0.1s and 3600s"),
     ({"sa_packet_limit": "0"}, "0 is not between 1 and"),
+    ({"route_table": "252"}, '253 is the kernel\'s table "default"'),
+    ({"exempt": "tcp/22"}, '"tcp/22" is not of the form name=protocol/port'),
+    ({"audit": "watch"}, '"watch" is not known: give enforce, monitor'),
     ({"attach": "xdp"}, '"xdp" is not known: give auto, tcx, clsact'),
     ({"outer_family": "v4"}, '"v4" is not known: give auto, 4, 6'),
     # Together.

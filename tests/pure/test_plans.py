@@ -79,7 +79,7 @@ class AnyCluster(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.t = t = Tables()
-        route = RoutePlan(ME, "eth0", 200, "auto", self.used, ANY_LENGTH)
+        route = RoutePlan(ME, "eth0", 200, "auto", self.used, ANY_LENGTH, are_nodes_encrypted=True)
         self.derivations = [
             *derived.of_cluster(t, ME, "eth0", CIDRS),
             *derived.of_encryption(t, self.used),

@@ -46,7 +46,7 @@ LINKS = {
     DOOR_HOST: Link(DOOR_HOST, 5, "", 1500, is_up=True),
     DOOR_XFRM: Link(DOOR_XFRM, 6, "", 1500, is_up=True),
 }
-PLAN = RoutePlan(HERE.name, "eth0", 200, "auto", Engine.BPF, LONGEST)
+PLAN = RoutePlan(HERE.name, "eth0", 200, "auto", Engine.BPF, LONGEST, are_nodes_encrypted=True)
 KERNELS = replace(PLAN, engine=Engine.XFRM, longest=ANY_LENGTH)
 
 
@@ -82,16 +82,29 @@ def test_peers_are_reached_through_the_door_and_nothing_marked_goes_elsewhere() 
         ("2001:db8::2/128", 200, unicast, 5, 1446),
         ("10.244.2.0/24", 200, unicast, 5, 1446),
         ("fd00:244:2::/64", 200, unicast, 5, 1446),
-        ("10.244.2.0/24", 254, unicast, 5, 1446),
-        ("fd00:244:2::/64", 254, unicast, 5, 1446),
+        ("192.0.2.2/32", 201, unicast, 5, 1446),
+        ("2001:db8::2/128", 201, unicast, 5, 1446),
+        ("10.244.2.0/24", 201, unicast, 5, 1446),
+        ("fd00:244:2::/64", 201, unicast, 5, 1446),
     }
-    sources = {str(r.source) for r in rows.values() if r.table == 254}
-    assert sources == {"10.244.1.1", "fd00:244:1::1"}
+    sources = {(str(r.destination), str(r.source)) for r in rows.values() if r.table == 201}
+    assert sources == {
+        ("10.244.2.0/24", str(HERE.addresses[0])),
+        ("fd00:244:2::/64", str(HERE.addresses[1])),
+        ("192.0.2.2/32", str(HERE.addresses[0])),
+        ("2001:db8::2/128", str(HERE.addresses[1])),
+    }
+
+
+def test_where_nodes_are_left_alone_only_pods_are_reached_through_the_door() -> None:
+    rows = replace(PLAN, are_nodes_encrypted=False).routes(nodes(BOTH), LINKS, {}, {})
+    unmarked = {str(r.destination) for r in rows.values() if r.table == 201}
+    assert unmarked == {"10.244.2.0/24", "fd00:244:2::/64"}
 
 
 def test_the_mtu_follows_the_family_outside_and_the_path() -> None:
     rows = PLAN.routes(nodes(BOTH, SIX), LINKS, {ip_address("192.0.2.2"): 1400}, {})
-    mtus = {str(r.destination): r.mtu for r in rows.values() if r.table == 254}
+    mtus = {str(r.destination): r.mtu for r in rows.values() if r.table == 201}
     assert mtus["10.244.2.0/24"] == 1346
     assert mtus["10.244.3.0/24"] == 1426
 
@@ -151,7 +164,12 @@ def test_nothing_is_routed_to_a_node_that_no_tunnel_can_reach() -> None:
 
 def test_marked_packets_look_into_our_table_first() -> None:
     assert set(PLAN.rules()) == {
-        Rule(version, 1, 200, mark=0xE00, mask=0xF00) for version in (4, 6)
+        rule
+        for version in (4, 6)
+        for rule in (
+            Rule(version, 1, 200, mark=0xE00, mask=0xF00),
+            Rule(version, 2, 201, mark=0, mask=0xF00),
+        )
     }
 
 

@@ -67,7 +67,6 @@ OTHER_STATES = {
     "care-of address": ({}, nlmsg.attribute(14, bytes(16))),
     "padding": ({}, nlmsg.u32(22, 64)),
     "extra flags": ({}, nlmsg.u32(24, 1)),
-    "sets a mark": ({}, nlmsg.u32(29, 1)),
     "never matches": ({}, nlmsg.attribute(21, struct.pack("=II", 1, 0))),
 }  # fmt: skip
 

@@ -20,10 +20,16 @@ if TYPE_CHECKING:
 
 
 def chooses_flows(command: Command) -> Command:
-    """--encrypted, --clear, --dropped as `verdict`, --from as `source`, --to as `destination`."""
+    """--encrypted … --audited as `verdict`, --from as `source`, --to as `destination`."""
     for option in (
         click.option("--to", "destination", metavar="WHO", help="Only flows to WHO."),
         click.option("--from", "source", metavar="WHO", help="Only flows from WHO."),
+        click.option(
+            "--audited",
+            "verdict",
+            flag_value="audited",
+            help="Only flows that monitor mode let through though enforce mode would drop them.",
+        ),
         click.option("--dropped", "verdict", flag_value="dropped", help="Only dropped flows."),
         click.option("--clear", "verdict", flag_value="clear", help="Only flows in the clear."),
         click.option(

@@ -221,8 +221,9 @@ def sniff(*, write: Path | None, filter_: str, seconds: float | None) -> None:
 def check(context: click.Context, *, as_json: bool) -> None:
     """Does the lab that stands do what it should?
 
-    All pods of different nodes talk to each other, by TCP, UDP and ICMP, in both families, and a
-    listener on the wire hears what it can: nothing, with encryption on.
+    All pods and nodes, and pods in their nodes' network, talk to those of other nodes, by TCP, UDP
+    and ICMP, in both families and three sizes. A listener on the wire hears what it can: nothing,
+    with encryption on.
 
     \b
     Examples:
@@ -240,7 +241,7 @@ def check(context: click.Context, *, as_json: bool) -> None:
     else:
         from pellicle.ui.lab import checked
 
-        print_page(lambda _width: checked(found))
+        print_page(lambda width: checked(found, width))
     context.exit(Exit.WELL if found.is_well else Exit.DEGRADED)
 
 

@@ -36,8 +36,8 @@ DOOR_MAC = "02:70:65:6c:00:01"
 POD_DEVICE = re.compile(r"pel[0-9a-f]{11}")
 
 PINNED_MAPS = (
-    "ipcache", "cluster_cidrs", "endpoints", "encrypt", "sa_out", "sa_in", "others", "doors",
-    "counts", "flows", "events", "lost_events",
+    "ipcache", "cluster_cidrs", "endpoints", "encrypt", "sa_out", "sa_in", "others", "exempt",
+    "doors",    "counts", "flows", "events", "lost_events",
 )  # fmt: skip
 
 _FULL_AT_ONCE = ("encrypt", "endpoints", "flows")
@@ -66,6 +66,9 @@ class Words:
     """`struct config`: what the programs are told once, at load."""
 
     is_encrypting: bool
+    are_nodes_encrypted: bool
+    is_monitoring: bool
+    """What should be encrypted and is not passes, and is reported."""
     uplink_ifindex: int
     flow_interval_ms: int
     addresses: tuple[Address, ...]
@@ -97,7 +100,7 @@ def load(words: Words, maps: Path) -> Object:
 def try_out() -> Object:
     """Load the programs beside those that may be at work, with small maps of their own."""
     path = object_path()
-    words = Words(False, 0, 0, ())
+    words = Words(False, False, False, 0, 0, ())
     rodata = {"config": pack_words(Btf.parse(path.read_bytes()), words)}
     return Object.load(path, rodata=rodata, sizes=dict.fromkeys(_FULL_AT_ONCE, 1))
 
@@ -115,6 +118,8 @@ def pack_words(btf: Btf, words: Words) -> bytes:
     own = {address.version: to_bytes(address) for address in reversed(words.addresses)}
     return btf.struct("config").pack(
         encrypt=int(words.is_encrypting),
+        nodes=int(words.are_nodes_encrypted),
+        monitor=int(words.is_monitoring),
         uplink_ifindex=words.uplink_ifindex,
         flow_interval_ms=words.flow_interval_ms,
         self4={"bytes": own.get(4, ZERO)},

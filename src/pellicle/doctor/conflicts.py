@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What others have set up that would catch pods' packets: in words, one for each.
+"""What others have set up that would catch packets for the door: in words, one for each.
 
-Pods' packets bear the mark 0xe00 from `from_pod` on, without the slot that `door_xfrm` adds.
+Pods' packets bear the mark 0xe00 from `from_pod` on, without the slot that `door_xfrm` adds; those
+of the node itself bear none.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
 
-from pellicle.encryption.routes import MARK_ENCRYPT, MARK_MASK, RULE_PRIORITY
+from pellicle.encryption.routes import MARK_ENCRYPT, MARK_MASK, NODE_PRIORITY
 from pellicle.facts import Network
 from pellicle.wire.netlink import PROTOCOL, Rule
 from pellicle.wire.xfrm import Action, Policy, PolicyDirection
@@ -30,7 +31,7 @@ def catching(policies: Iterable[Policy], pods: Collection[Network]) -> Iterator[
 
 
 def early(rules: Iterable[Rule]) -> Iterator[str]:
-    """Rules that may decide on pods' packets before ours does."""
+    """Rules that may decide on such packets before ours do."""
     for rule in _foreign(rules):
         if _is_early(rule):
             yield f"{_words(rule)} comes before ours"
@@ -48,7 +49,8 @@ def _foreign(rules: Iterable[Rule]) -> Iterator[Rule]:
 
 
 def _is_early(rule: Rule) -> bool:
-    return rule.priority <= RULE_PRIORITY and MARK_ENCRYPT & rule.mask == rule.mark
+    is_for_pods = MARK_ENCRYPT & rule.mask == rule.mark
+    return rule.priority <= NODE_PRIORITY and (is_for_pods or not rule.mark)
 
 
 def _fits_mark(policy: Policy) -> bool:

@@ -23,7 +23,7 @@ from pellicle.kernel.offloads import has_esp_offload
 from pellicle.kernel.xfrm import Xfrm
 from pellicle.sources import uplink
 from pellicle.sources.uplink import NoUplink, Uplink
-from pellicle.wire.netlink import MAIN_TABLE
+from pellicle.wire.netlink import MAIN_TABLE, PROTOCOL, RouteKind
 from pellicle.wire.xfrm import Policy
 
 _BPFFS = Path("/sys/fs/bpf")
@@ -49,7 +49,9 @@ def _try(device: str | None) -> Tried:
     with Netlink() as netlink:
         found = _uplink(netlink, device)
         rules = tuple(netlink.rules(protocol=0))
-        pods = tuple(route.destination for route in netlink.routes(MAIN_TABLE))
+        tables = {MAIN_TABLE, *(rule.table for rule in rules if rule.protocol == PROTOCOL)}
+        routes = (route for table in sorted(tables) for route in netlink.routes(table))
+        pods = tuple(r.destination for r in routes if r.kind is RouteKind.UNICAST)
     policies, xfrm_why = _policies()
     return Tried(
         _programs(),

@@ -1,11 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The way to the door: two rules, table 200, and the exact MTU of every route.
+"""The way to the door: rules, tables 200 and 201, and the exact MTU of every route.
 
-    1: from all fwmark 0xe00/0xf00 lookup 200
+    1: from all fwmark 0xe00/0xf00 lookup 200                what pods send
+    2: from all fwmark 0/0xf00 lookup 201                    what this node sends, or forwards
     table 200   10.244.2.0/24 dev pellicle_xfrm mtu 1446     per pod CIDR of a peer
+                192.168.2.2 dev pellicle_xfrm mtu 1446       and per address
                 throw 10.244.1.0/24                          our own pods: see `_back`
                 blackhole default                            marked, and no peer: never the uplink
-    main        10.244.2.0/24 dev pellicle_xfrm mtu 1446     what this node itself sends to pods
+    table 201   10.244.2.0/24 dev pellicle_xfrm mtu 1446 src 192.168.1.2
+                192.168.2.2 dev pellicle_xfrm mtu 1446 src 192.168.1.2
+
+What the door has sealed, or let out, has the mark 0xc00 and meets neither rule: it goes by the
+ordinary routes. So does everything for which there is no route here, and to_net sees to it.
 
 Routes lead to the door of this node's engine: pellicle_xfrm or pellicle_host. With the bpf engine
 they lead to pellicle_xfrm still, for peers that are sent to on an old pair of the kernel's: that
@@ -27,10 +33,10 @@ from pellicle.encryption.table import EncryptKey, EncryptRow, key_for
 from pellicle.facts import Address, Engine, Link, Network, Node, NodeName
 from pellicle.kernel.netlink import Netlink
 from pellicle.keys.peer import outer_addresses
-from pellicle.wire.netlink import MAIN_TABLE, Route, RouteKind, Rule
+from pellicle.wire.netlink import Route, RouteKind, Rule
 
 MARK_ENCRYPT, MARK_MASK = 0xE00, 0xF00
-RULE_PRIORITY = 1
+POD_PRIORITY, NODE_PRIORITY = 1, 2
 LAST_RESORT = 0x7FFFFFFF
 """Metric of the blackhole: after every real route."""
 ESP_BYTES = 8 + 8 + 16
@@ -43,6 +49,11 @@ ANY_LENGTH = 65535
 DEFAULTS = (ip_network("0.0.0.0/0"), ip_network("::/0"))
 
 RouteName = tuple[Network, int, int]
+
+
+def tables_of(table: int) -> tuple[int, int]:
+    """For what is marked, and for what is not."""
+    return table, table + 1
 
 
 def inner_mtu(uplink_mtu: int, version: int, longest: int) -> int:
@@ -71,11 +82,19 @@ class RoutePlan:
     engine: Engine
     longest: int
     """The engine seals no more, whatever the uplink could carry."""
+    are_nodes_encrypted: bool
+    """Also what nodes say to each other."""
 
     def rules(self) -> dict[Rule, Rule]:
-        rows = (
-            Rule(version, RULE_PRIORITY, self.table, MARK_ENCRYPT, MARK_MASK) for version in (4, 6)
-        )
+        marked, unmarked = tables_of(self.table)
+        rows = [
+            rule
+            for version in (4, 6)
+            for rule in (
+                Rule(version, POD_PRIORITY, marked, MARK_ENCRYPT, MARK_MASK),
+                Rule(version, NODE_PRIORITY, unmarked, 0, MARK_MASK),
+            )
+        ]
         return {rule: rule for rule in rows}
 
     def routes(
@@ -125,27 +144,30 @@ class RoutePlan:
             yield Route(cidr, table=self.table, kind=RouteKind.THROW)
 
     def _to(self, node: Node, own: Node, door: int, mtu: int) -> Iterable[Route]:
+        marked, unmarked = tables_of(self.table)
+        # Who answers from a socket without an address answers from the one that was asked.
         sources = {cidr.version: gateway(cidr) for cidr in reversed(own.pod_cidrs)}
-        for address in node.addresses:
-            yield Route(ip_network(address), door, table=self.table, mtu=mtu)
+        sources |= {address.version: address for address in own.addresses}
         for cidr in node.pod_cidrs:
-            yield Route(cidr, door, table=self.table, mtu=mtu)
             source = sources.get(cidr.version)
-            yield Route(cidr, door, source=source, table=MAIN_TABLE, mtu=mtu)
+            yield Route(cidr, door, table=marked, mtu=mtu)
+            yield Route(cidr, door, source=source, table=unmarked, mtu=mtu)
+        for address in node.addresses:
+            yield Route(ip_network(address), door, table=marked, mtu=mtu)
+            if self.are_nodes_encrypted:
+                source = sources.get(address.version)
+                yield Route(ip_network(address), door, source=source, table=unmarked, mtu=mtu)
 
 
 class RouteTarget:
-    """Routes of table 200, and those of the main table that lead to a door."""
+    """Routes of both tables."""
 
     def __init__(self, netlink: Netlink, table: int) -> None:
-        self._netlink, self._table = netlink, table
+        self._netlink, self._tables = netlink, tables_of(table)
         self._standing: dict[RouteName, Route] = {}
 
     def read(self) -> Mapping[RouteName, Route]:
-        links = self._netlink.links()
-        doors = {links[name].index for name in (DOOR_HOST, DOOR_XFRM) if name in links}
-        main = [route for route in self._netlink.routes(MAIN_TABLE) if route.device in doors]
-        found = (*self._netlink.routes(self._table), *main)
+        found = (route for table in self._tables for route in self._netlink.routes(table))
         self._standing = {route.key: route for route in found}
         return dict(self._standing)
 
@@ -160,13 +182,13 @@ class RouteTarget:
 
 
 class RuleTarget:
-    """The rules that carry our protocol number and lead to our table."""
+    """The rules that carry our protocol number and lead to our tables."""
 
     def __init__(self, netlink: Netlink, table: int) -> None:
-        self._netlink, self._table = netlink, table
+        self._netlink, self._tables = netlink, tables_of(table)
 
     def read(self) -> Mapping[Rule, Rule]:
-        return {rule: rule for rule in self._netlink.rules() if rule.table == self._table}
+        return {rule: rule for rule in self._netlink.rules() if rule.table in self._tables}
 
     def put(self, rows: Mapping[Rule, Rule]) -> Mapping[Rule, OSError]:
         return self._netlink.put_rules(rows)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """SAs as the kernel's IPsec has them: XFRM states, added once and never written again.
 
-    out   src, dst, spi            reqid, if_id, ESN, hard packet limit
+    out   src, dst, spi            reqid, if_id, ESN, hard packet limit; the mark becomes 0xc00
     in    src, dst, spi, mark      the same, replay window 1024, NOECN: `from_xfrm` sees to it
 
 Those of keys that were made by hand have numbers of 32 bits and no replay window, and the outbound
@@ -37,7 +37,7 @@ from pellicle.wire.xfrm import (
     StateKey,
 )
 
-MARK_ENCRYPT, MARK_DECRYPT = 0xE00, 0xD00
+MARK_ENCRYPT, MARK_DECRYPT, MARK_OUT, MARK_MASK = 0xE00, 0xD00, 0xC00, 0xF00
 IN_MASK = 0xFFFF0F00
 """Slot and 0xd00; the ECN bits between them are the packet's."""
 OUT_MASK = 0xFFFF3F00
@@ -92,6 +92,8 @@ def state_of(sa: Sa) -> State:
         flags,
         window,
         packet_limit=sa.sequence_limit,
+        # Or the route to the peer would lead ESP to the door again.
+        sets_mark=None if is_in else Mark(MARK_OUT, MARK_MASK),
         secret=sa.key + sa.salt,
     )
 

@@ -154,21 +154,20 @@ class Coverage:
         packets: int,
         octets: int,
         *,
-        rule: str = "",
         is_told: bool = False,
     ) -> None:
         """A flow has grown by so much. `is_told`: that was told by the agent before this one."""
         if packets <= 0:
             return
         who = (ends[0] or event.source, ends[1] or event.destination)
-        known = (who, event.hook, event.reason.name, event.reason.verdict, rule)
+        known = (who, event.hook, event.reason.name, event.reason.verdict, event.rule)
         place = self._known.get(known)
         if place is None:
-            key = _key(event, ends, rule)
+            key = _key(event, ends)
             place = self._place(key, known, is_strange=None in ends, is_news=not is_told)
         place.add(packets, octets, event.first, event.last)
         if is_told:
-            nodes = _key(event, ends, rule).of_nodes
+            nodes = _key(event, ends).of_nodes
             self._told.setdefault(nodes, Sum()).add(packets, octets, event.first, event.last)
 
     def sum_up(self, key: Key, packets: int, octets: int, first: int, last: int) -> None:
@@ -244,14 +243,14 @@ class Coverage:
             self.more_news += 1
 
 
-def _key(event: FlowEvent, ends: tuple[Name | None, Name | None], rule: str) -> Key:
+def _key(event: FlowEvent, ends: tuple[Name | None, Name | None]) -> Key:
     source, destination = ends
     return Key.make(
         (source.node if source else "", destination.node if destination else ""),
         (_end(source, event.source), _end(destination, event.destination)),
         str(event.reason.verdict),
         event.reason.name,
-        rule=rule,
+        rule=event.rule,
         direction=Direction.RECEIVED if event.hook in _ARRIVES else Direction.SENT,
     )
 

@@ -36,6 +36,7 @@ _ROW: Final = "flow_row"
 _NEEDED: Final = frozenset({
     "kind", "number", "pair", "probe", "key.source.bytes", "key.destination.bytes",
     "key.source_port", "key.destination_port", "key.protocol", "key.hook", "key.reason",
+    "key.audited", "row.rule",
     "row.packets", "row.bytes", "row.first", "row.last", "row.pair", "row.source_identity",
     "row.destination_identity", "row.spi", "row.epoch", "row.engine",
 })  # fmt: skip
@@ -68,6 +69,8 @@ class FlowEvent(msgspec.Struct, frozen=True, gc=False):
     """The sender's."""
     engine: str
     """"bpf" or "xfrm"; "" when none has touched it."""
+    rule: str
+    """What has let it pass; "" when nothing had to."""
 
 
 class SaConfirmed(msgspec.Struct, frozen=True):
@@ -118,10 +121,16 @@ class Decoder:
     kinds: Mapping[int, str]
     probes: Mapping[int, str]
     engines: Mapping[int, str]
+    rules: Mapping[int, str]
+    audited: int
+    """What is added to a reason that monitor mode has let through."""
 
     @staticmethod
-    def of(btf: Btf) -> Decoder:
-        """ValueError when the object's events are not those that this version reads."""
+    def of(btf: Btf, rules: Mapping[int, str]) -> Decoder:
+        """ValueError when the object's events are not those that this version reads.
+
+        `rules`: their names, by the numbers that the datapath has.
+        """
         event = btf.struct("event")
         flat = Layout(event.name, event.size, tuple(_flat(event)))
         missing = _NEEDED - flat.by_name.keys()
@@ -138,6 +147,8 @@ class Decoder:
             _words(btf, "event_kind", "EVENT_"),
             _words(btf, "probe_kind", "PROBE_"),
             {0: "", **_words(btf, "engine", "ENGINE_")},
+            {0: "", **rules},
+            btf.enum(reasons.ENUM)["REASON_COUNT"],
         )
 
     def events(self, records: Sequence[bytes]) -> Decoded:
@@ -194,7 +205,7 @@ class Decoder:
             row["key.destination_port"],
             row["key.protocol"],
             _known(self.hooks, "hook", row["key.hook"]),
-            _known(self.reasons, "reason", row["key.reason"]),
+            _known(self.reasons, "reason", self._reason(row)),
             row["row.packets"],
             row["row.bytes"],
             row["row.first"],
@@ -205,7 +216,12 @@ class Decoder:
             row["row.spi"],
             row["row.epoch"],
             _known(self.engines, "engine", row["row.engine"]),
+            self.rules.get(row["row.rule"], "a rule that is no more"),
         )
+
+    def _reason(self, row: dict[str, Any]) -> int:
+        number: int = row["key.reason"]
+        return number + self.audited if row["key.audited"] else number
 
 
 def _decoded(

@@ -72,6 +72,7 @@ class Flow(msgspec.Struct, frozen=True):
             "verdict": event.reason.verdict.value,
             "reason": event.reason.name,
             "words": event.reason.words.short,
+            "rule": event.rule,
             "packets": self.packets,
             "bytes": self.octets,
             "spi": event.spi,

@@ -9,7 +9,7 @@ Counters, flows, metrics and the command line all speak of a reason by its name 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from types import MappingProxyType
 from typing import Final
@@ -27,6 +27,8 @@ class Verdict(StrEnum):
     ENCRYPTED = "encrypted"
     CLEAR = "clear"
     DROPPED = "dropped"
+    AUDITED = "audited"
+    """Let through in the clear, as this is monitor mode; enforce mode would have dropped it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,11 @@ WORDS: Final[Mapping[str, Words]] = MappingProxyType(
         "CLEAR_LINK": Words(
             "ARP, neighbour discovery or link-local",
             "It cannot leave the link, and the network needs it; nothing needs to be done.",
+        ),
+        "CLEAR_EXEMPT": Words(
+            "exempt between nodes",
+            "The list `exempt` of the configuration says that nodes may say this to each other in "
+            "the clear; the flow names the rule.",
         ),
         "SEALED": Words(
             "encrypted",
@@ -173,13 +180,13 @@ WORDS: Final[Mapping[str, Words]] = MappingProxyType(
         ),
         "DROP_CLEAR_FROM_CLUSTER": Words(
             "cleartext from the cluster",
-            "It should have come encrypted: encryption is off on the sending node, or its source "
-            "is forged.",
+            "It should have come encrypted: encryption is off on the sending node, it has another "
+            "list `exempt`, or its source is forged.",
         ),
         "DROP_CLEAR_TO_CLUSTER": Words(
             "cleartext to the cluster",
-            "The last door stopped it: something sends to pods past Pellicle (a host-network pod, "
-            "a route or a NAT rule of someone else).",
+            "The last door met it: something sends to pods or nodes past Pellicle (a socket bound "
+            "to a device, a route or a NAT rule of someone else), or there is no key yet.",
         ),
         "DROP_CONGESTED_ECN": Words(
             "congestion mark that cannot be kept",
@@ -200,7 +207,10 @@ WORDS: Final[Mapping[str, Words]] = MappingProxyType(
 
 
 def read(btf: Btf) -> Mapping[int, Reason]:
-    """Every reason of the object by its number; ValueError if C and Python do not agree."""
+    """Every reason of the object by its number; ValueError if C and Python do not agree.
+
+    Drops are there twice: as such, and, REASON_COUNT behind, as monitor mode lets them through.
+    """
     constants = btf.enum(ENUM)
     named = constants.keys() - _MARKS
     if named != WORDS.keys():
@@ -208,15 +218,18 @@ def read(btf: Btf) -> Mapping[int, Reason]:
         raise ValueError(
             f"enum {ENUM} and its words differ: only in C {strange}, only in Python {missing}"
         )
-    return MappingProxyType(
-        {
-            number: Reason(
-                number, name, _verdict(name, number, constants["DROP_FIRST"]), WORDS[name]
-            )
-            for name, number in constants.items()
-            if name in named
-        }
-    )
+    first_drop, count = constants["DROP_FIRST"], constants["REASON_COUNT"]
+    found = {
+        number: Reason(number, name, _verdict(name, number, first_drop), WORDS[name])
+        for name, number in constants.items()
+        if name in named
+    }
+    audited = {
+        number + count: replace(reason, number=number + count, verdict=Verdict.AUDITED)
+        for number, reason in found.items()
+        if number >= first_drop
+    }
+    return MappingProxyType(found | audited)
 
 
 def _verdict(name: str, number: int, first_drop: int) -> Verdict:

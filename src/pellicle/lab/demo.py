@@ -20,13 +20,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
+from pellicle.facts import Address
 from pellicle.lab import cluster, pods, state
 from pellicle.lab.errors import LabError
 from pellicle.lab.lock import locked
 from pellicle.lab.picture import Phase, draw
 from pellicle.lab.report import to_json_line, write_report
 from pellicle.lab.sniffer import BIN_NS, Sniffer
-from pellicle.lab.speakers import Speakers
+from pellicle.lab.speakers import Speakers, Where
 from pellicle.lab.topology import nodes_of
 from pellicle.lab.verdict import OFF, ON, Promise, Row, Snapshot, Window, judge, rows, sentence
 
@@ -92,7 +93,9 @@ def _run(out_dir: Path, tell: Callable[[str], None], begun: float) -> DemoResult
     windows: list[Window] = []
     phases: list[Phase] = []
     cluster.up(NODES, PODS, encrypt=False, progress=tell)
-    addresses = {pod: pods.addresses(pod) for pod in state.standing_pods()}
+    addresses: dict[Where, tuple[Address, ...]] = {
+        pod: pods.addresses(pod) for pod in state.standing_pods()
+    }
     with (
         Sniffer(
             markers=[marker.strip().encode() for marker in markers.values()],

@@ -22,7 +22,7 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import Final
 
 from pellicle.facts import Address
-from pellicle.lab.topology import is_cluster_address, owner_of
+from pellicle.lab.topology import is_cluster_address, is_node_address, owner_of
 
 ETHERNET: Final = 14
 IPV4: Final = b"\x08\x00"
@@ -50,11 +50,11 @@ class Kind(StrEnum):
 
     ESP = "ESP"
     CLEAR = "cleartext"
-    """A cluster address shows: a leak, unless encryption is off."""
+    """A pod's address shows, or what two nodes say: a leak, unless encryption is off."""
     LINK = "link"
     """ARP, neighbour discovery, listener reports."""
     OTHER = "other"
-    """Neither: between the nodes themselves, or not IP at all."""
+    """Neither: between a node and the world, or not IP at all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,13 +146,22 @@ def _ip_header(
     name = PROTOCOLS.get(protocol, f"protocol {protocol}") + (" fragment" if is_fragment else "")
     if is_link:
         kind = Kind.LINK
-    elif is_cluster_address(source) or is_cluster_address(destination):
+    elif name == "ESP" and is_node_address(source) and is_node_address(destination):
+        kind = Kind.ESP
+    elif _are_members(source, destination):
         # Asked before ESP: a pod's own ESP still shows who talks to whom.
         kind = Kind.CLEAR
     else:
         # Pellicle's ESP is never a fragment, and a fragment shows no SPI.
         kind = Kind.ESP if name == "ESP" else Kind.OTHER
     return Header(kind, source.version, source, destination, name, start)
+
+
+def _are_members(source: Address, destination: Address) -> bool:
+    """Whether a member of the cluster shows, who is not to be seen to talk so."""
+    if is_cluster_address(source) or is_cluster_address(destination):
+        return True
+    return is_node_address(source) and is_node_address(destination)
 
 
 def _is_fragment(frame: bytes) -> bool:

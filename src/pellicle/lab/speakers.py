@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ordinary applications in the lab's pods, and what they say to each other.
+"""Ordinary applications in the lab's pods and nodes, and what they say to each other.
 
 One `traffic.py` process runs in each pod, the same from beginning to end: that encryption is
-switched on or off is none of its business.
+switched on or off is none of its business. On a node there may be two: a service of the node's own,
+and one in a pod that shares the node's network.
 """
 
 from __future__ import annotations
@@ -22,11 +23,33 @@ from pellicle.kernel import netns
 from pellicle.lab import traffic
 from pellicle.lab.errors import LabError
 from pellicle.lab.patience import patient
-from pellicle.lab.topology import LabPod
+from pellicle.lab.topology import LabNode, LabPod
 
 PROTOCOLS: Final = ("TCP", "UDP", "ICMP")
+PORT: Final = 7007
+HOST_POD_PORT: Final = 7008
+"""In the node's network there is one of each port."""
 START_SECONDS: Final = 20.0
 STOP_SECONDS: Final = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class OnNode:
+    """An application in a node's network: the node's own, or that of a pod which has no other."""
+
+    node: LabNode
+    is_pod: bool = False
+
+    @property
+    def name(self) -> str:
+        return f"{self.node.name}/host" if self.is_pod else self.node.name
+
+    @property
+    def namespace(self) -> str:
+        return self.node.namespace
+
+
+Where = LabPod | OnNode
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +73,14 @@ class Said:
 class Speakers:
     """The applications; end them with `close`."""
 
-    def __init__(self, addresses: Mapping[LabPod, Sequence[Address]]) -> None:
+    def __init__(self, addresses: Mapping[Where, Sequence[Address]]) -> None:
         self._addresses = addresses
-        self._names = {str(address): pod.name for pod in addresses for address in addresses[pod]}
-        self._processes: dict[LabPod, subprocess.Popen[str]] = {}
+        self._names = {
+            (str(address), _port(where)): where.name
+            for where in addresses
+            for address in addresses[where]
+        }
+        self._processes: dict[Where, subprocess.Popen[str]] = {}
         try:
             for pod in addresses:
                 self._processes[pod] = _start(pod)
@@ -77,8 +104,12 @@ class Speakers:
         rounds: int,
         pause: float,
         protocols: Sequence[str] = PROTOCOLS,
+        size: int = 0,
     ) -> tuple[Said, ...]:
-        """Each pod talks to each pod of the other nodes in this family, all at the same time."""
+        """Each talks to each on the other nodes in this family, all at the same time.
+
+        `size`: of a message in bytes; 0: the usual.
+        """
         for speaker, process in self._processes.items():
             order = {
                 "targets": self._targets(speaker, family),
@@ -87,6 +118,7 @@ class Speakers:
                 "pause": pause,
                 "protocols": list(protocols),
                 "patience": patient(traffic.ANSWER_SECONDS),
+                "size": size,
             }
             pipe(process.stdin).write(json.dumps(order) + "\n")
             pipe(process.stdin).flush()
@@ -112,19 +144,19 @@ class Speakers:
                 pipe(end).close()
         self._processes.clear()
 
-    def _targets(self, speaker: LabPod, family: int) -> list[str]:
+    def _targets(self, speaker: Where, family: int) -> list[tuple[str, int]]:
         return [
-            str(address)
+            (str(address), _port(pod))
             for pod, addresses in self._addresses.items()
             if pod.node != speaker.node
             for address in addresses
             if address.version == family
         ]
 
-    def _said(self, pod: LabPod, family: int, row: Mapping[str, Any]) -> Said:
+    def _said(self, pod: Where, family: int, row: Mapping[str, Any]) -> Said:
         return Said(
             speaker=pod.name,
-            listener=self._names[row["to"]],
+            listener=self._names[row["to"], row["port"]],
             family=family,
             protocol=row["protocol"],
             sent=row["sent"],
@@ -134,7 +166,7 @@ class Speakers:
             round_trips=tuple(row["round_trips"]),
         )
 
-    def _answer(self, pod: LabPod, deadline: float) -> Any:
+    def _answer(self, pod: Where, deadline: float) -> Any:
         """The next line that the application in `pod` writes."""
         process = self._processes[pod]
         out = pipe(process.stdout)
@@ -154,11 +186,15 @@ def pipe(end: IO[str] | None) -> IO[str]:
     return end
 
 
-def _start(pod: LabPod) -> subprocess.Popen[str]:
+def _port(where: Where) -> int:
+    return HOST_POD_PORT if isinstance(where, OnNode) and where.is_pod else PORT
+
+
+def _start(pod: Where) -> subprocess.Popen[str]:
     # -I: nothing of the environment; in a session of its own, Ctrl-C is ours to handle.
     return netns.start_in(
         pod.namespace,
-        [sys.executable, "-I", str(Path(traffic.__file__))],
+        [sys.executable, "-I", str(Path(traffic.__file__)), str(_port(pod))],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

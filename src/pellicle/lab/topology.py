@@ -264,6 +264,12 @@ def is_cluster_address(address: Address) -> bool:
     return address in (_CLUSTER_V4 if isinstance(address, IPv4Address) else _CLUSTER_V6)
 
 
+def is_node_address(address: Address) -> bool:
+    """Whether this is a node's own address: the wire must not see what two of them say."""
+    number = _number_v4(address) if isinstance(address, IPv4Address) else _number_v6(address)
+    return number is not None and 1 <= number <= MOST_NODES and address in LabNode(number).addresses
+
+
 def _number_v4(address: IPv4Address) -> int | None:
     first, second, third, _ = address.packed
     if not 1 <= third <= BLOCK:

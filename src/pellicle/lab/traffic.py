@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """An ordinary application: plain sockets that know nothing of Pellicle.  Runs inside a pod.
 
-    python traffic.py                      answers TCP and UDP on PORT in both families
+    python traffic.py 7007                 answers TCP and UDP on this port in both families
     {"targets": […], "text": "…", …}       a line on stdin: talk to these addresses
     {"to": "10.244.2.2", "protocol": …}    lines on stdout: what was sent and answered
 
@@ -24,7 +24,6 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Final
 
-PORT: Final = 7007
 MESSAGE_BYTES: Final = 1000
 """Of UDP and ICMP; below every path's MTU."""
 STREAM_BYTES: Final = 4000
@@ -40,6 +39,7 @@ class Talk:
     """One conversation: a protocol to an address."""
 
     to: str
+    port: int
     protocol: str
     sent: int = 0
     answered: int = 0
@@ -53,8 +53,10 @@ class Talk:
 class Conversation:
     """Sends one message at a time over its socket and waits for the answer."""
 
-    def __init__(self, address: str, protocol: str, message: bytes, patience: float) -> None:
-        self.talk = Talk(address, protocol)
+    def __init__(
+        self, address: str, port: int, protocol: str, message: bytes, patience: float
+    ) -> None:
+        self.talk = Talk(address, port, protocol)
         self._message, self._patience = message, patience
         self._family = socket.AF_INET6 if ":" in address else socket.AF_INET
         self._socket: socket.socket | None = None
@@ -100,7 +102,8 @@ class Conversation:
             number = socket.IPPROTO_ICMPV6
         connection = socket.socket(self._family, kind, number)
         connection.settimeout(self._patience)
-        connection.connect((self.talk.to, 0 if kind == socket.SOCK_RAW else PORT))
+        port = 0 if kind == socket.SOCK_RAW else self.talk.port
+        connection.connect((self.talk.to, port))
         return connection
 
     def _ask(self, connection: socket.socket) -> bytes:
@@ -148,25 +151,27 @@ def _checksum(data: bytes) -> int:
 
 
 def talk(
-    targets: list[str],
+    targets: list[tuple[str, int]],
     text: str,
     rounds: int,
     pause: float,
     protocols: list[str],
     patience: float,
+    size: int,
 ) -> list[Talk]:
-    """`rounds` messages by every protocol to every address, evenly paced.
+    """`rounds` messages by every protocol to every address and port, evenly paced.
 
-    `patience`: how many seconds an answer may take.
+    `patience`: how many seconds an answer may take. `size`: of a message in bytes, 0 for the usual.
     """
     conversations = [
         Conversation(
             address,
+            port,
             protocol,
-            _repeated(text, STREAM_BYTES if protocol == "TCP" else MESSAGE_BYTES),
+            _repeated(text, size or (STREAM_BYTES if protocol == "TCP" else MESSAGE_BYTES)),
             patience,
         )
-        for address in targets
+        for address, port in targets
         for protocol in protocols
     ]
     begun = time.monotonic()
@@ -183,14 +188,14 @@ def _repeated(text: str, length: int) -> bytes:
     return (text.encode() * (length // len(text) + 1))[:length]
 
 
-def echo(ready: threading.Event) -> None:
-    """Answer everything that comes on PORT, for ever."""
+def echo(port: int, ready: threading.Event) -> None:
+    """Answer everything that comes on the port, for ever."""
     selector = selectors.DefaultSelector()
     for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
         server = socket.socket(socket.AF_INET6, kind)
         server.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        server.bind(("::", PORT))
+        server.bind(("::", port))
         if kind == socket.SOCK_STREAM:
             server.listen(64)
         selector.register(server, selectors.EVENT_READ, kind)
@@ -225,7 +230,7 @@ def _serve(selector: selectors.BaseSelector, key: selectors.SelectorKey) -> None
 
 def main() -> None:
     ready = threading.Event()
-    threading.Thread(target=echo, args=(ready,), daemon=True).start()
+    threading.Thread(target=echo, args=(int(sys.argv[1]), ready), daemon=True).start()
     ready.wait()
     out = sys.stdout
     out.write('{"ready": true}\n')

@@ -46,6 +46,7 @@ class Flow(msgspec.Struct, frozen=True):
     icmp: Icmp | None = None
     hook: str = ""
     words: str = ""
+    rule: str = ""
     packets: int = 0
     bytes: int = 0
     spi: int = 0
@@ -151,6 +152,10 @@ class Status(msgspec.Struct, frozen=True):
     datapath: Datapath = Datapath()
     peers: tuple[Peer, ...] = ()
     tables: tuple[Lag, ...] = ()
+    audit: str = ""
+    exempt: tuple[str, ...] = ()
+    encrypt_nodes: bool = True
+    audited: tuple[Count, ...] = ()
     drops: tuple[Count, ...] = ()
     counts: tuple[Count, ...] = ()
     kernel_drops: tuple[KernelDrop, ...] = ()
@@ -159,7 +164,6 @@ class Status(msgspec.Struct, frozen=True):
     endpoints: int = 0
     events_lost: int = 0
     problems: tuple[str, ...] = ()
-    audit: str = ""
 
 
 class Sa(msgspec.Struct, frozen=True):

@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from pellicle.lab.check import Checked
+from pellicle.lab.check import Cell, Checked
+from pellicle.lab.speakers import PROTOCOLS
 from pellicle.lab.state import LabState, NodeState
 from pellicle.ui.grid import Column, grid
 from pellicle.ui.sections import INDENT, bullet, facts, indented, section
@@ -31,7 +34,7 @@ def lab(state: LabState, width: int) -> RenderableType:
     )
 
 
-def checked(found: Checked) -> RenderableType:
+def checked(found: Checked, width: int) -> RenderableType:
     """What a check has found."""
     style = "good" if found.is_well else "bad"
     talk = Text(f"{found.answered:,} of {found.messages:,}", "" if found.is_well else style)
@@ -54,7 +57,37 @@ def checked(found: Checked) -> RenderableType:
         ("took", f"{found.seconds:.1f} s"),
     ]
     problems = [bullet(Text(problem), "bad") for problem in found.problems]
-    return Group(title, indented(facts(rows)), *section("Problems", problems))
+    return Group(
+        title,
+        indented(facts(rows)),
+        *section("Problems", problems),
+        *section("Answered, small/usual/large", [_matrix(found.cells, width - INDENT)]),
+    )
+
+
+def _matrix(cells: Sequence[Cell], width: int) -> RenderableType:
+    """A row for each path, a column for each family and protocol."""
+    squares: dict[tuple[str, str], dict[tuple[int, int, str], list[Text]]] = {}
+    for cell in cells:
+        row = squares.setdefault((cell.source, cell.destination), {})
+        row.setdefault((cell.family, _RANK[cell.protocol], cell.protocol), []).append(_square(cell))
+    heads = sorted({head for row in squares.values() for head in row})
+    rows = [
+        [Text(" → ".join(path)), *(Text(" ").join(squares[path].get(head, ())) for head in heads)]
+        for path in sorted(squares, key=lambda path: [_ORDER.index(end) for end in path])
+    ]
+    columns = [Column("path"), *(Column(f"IPv{family} {name}") for family, _, name in heads)]
+    return grid(columns, rows, width)
+
+
+def _square(cell: Cell) -> Text:
+    if cell.is_well:
+        return Text("●", "good")
+    return Text(f"{cell.answered}/{cell.sent}", "bad")
+
+
+_RANK = {protocol: rank for rank, protocol in enumerate(PROTOCOLS)}
+_ORDER = ("pod", "node", "host-network pod")
 
 
 def _head(state: LabState) -> RenderableType:

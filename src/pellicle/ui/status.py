@@ -17,7 +17,7 @@ from pellicle.ui.sections import INDENT, bullet, facts, indented, section
 from pellicle.ui.units import count, octets
 
 MARKS: Final = {"good": "●", "wary": "◐", "bad": "✗"}
-VERDICT_STYLES: Final = {"encrypted": "good", "clear": "wary", "dropped": "bad"}
+VERDICT_STYLES: Final = {"encrypted": "good", "clear": "wary", "audited": "bad", "dropped": "bad"}
 _ENCRYPTION: Final = {"on": "good", "off": "bad", "degraded": "wary"}
 _PEERS: Final = {"ready": "good", "confirming": "wary", "stale": "wary"}
 _FEW: Final = 5
@@ -28,9 +28,10 @@ def status(answer: Status, width: int, *, is_verbose: bool) -> RenderableType:
     """All there is to know; what is as it should be takes one line."""
     inner = width - INDENT
     clear = _most(count for count in answer.counts if count.verdict == "clear")
+    audited = _most(answer.audited)
     drops = _most(answer.drops)
     kernels = sorted(answer.kernel_drops, key=lambda each: -each.packets)
-    most = len(clear) + len(drops) + len(kernels)
+    most = len(clear) + len(audited) + len(drops) + len(kernels)
     advised = (most, most) if is_verbose else (0, _FEW)
     return Group(
         title(answer),
@@ -39,6 +40,7 @@ def status(answer: Status, width: int, *, is_verbose: bool) -> RenderableType:
         *section("Peers", _peers(answer, inner)),
         *section("Tables", _tables(answer.tables, inner, is_verbose=is_verbose)),
         *section("In the clear", _reasons(clear, "wary", advised[0])),
+        *section("Let through, as this is monitor mode", _reasons(audited, "bad", advised[1])),
         *section("Dropped", _reasons(drops, "bad", advised[1])),
         *section("Dropped by the kernel's IPsec", _kernel_drops(kernels, advised[1])),
     )
@@ -86,12 +88,14 @@ def _facts(answer: Status) -> RenderableType:
         ("engine", _engine(answer)),
         ("offload", _offload(answer)),
         ("keys", _keys(answer)),
+        ("nodes", _nodes(answer)),
+        ("audit", _audit(answer)),
         ("identity", f"{answer.svid.id} until {answer.svid.until}" if answer.svid else ""),
         ("uplink", f"{path.uplink}, {path.attach}" if path.uplink else ""),
         ("pod MTU", ", ".join(f"{size} {family}" for size, family in sizes if size)),
         ("pods here", str(answer.endpoints)),
         ("agent", answer.version),
-        ("traffic", _traffic(answer.counts)),
+        ("traffic", _traffic((*answer.counts, *answer.audited))),
         ("events", Text(lost if answer.events_lost else "", "wary")),
     ]
     return facts(rows)
@@ -102,6 +106,22 @@ def _keys(answer: Status) -> str | Text:
         words = "made by hand, the same for all nodes: not derived, not confirmed, no replay window"
         return Text(words, "wary")
     return _MODES.get(answer.key_mode, answer.key_mode)
+
+
+def _nodes(answer: Status) -> str | Text:
+    """What of the nodes' own is encrypted."""
+    if answer.encryption == "off":
+        return ""
+    if not answer.encrypt_nodes:
+        return Text("what nodes say to each other is not encrypted: encrypt_nodes is off", "wary")
+    exempt = f", but for {', '.join(answer.exempt)}" if answer.exempt else ""
+    return f"what they say to each other is encrypted{exempt}"
+
+
+def _audit(answer: Status) -> str | Text:
+    if answer.audit == "monitor":
+        return Text("monitor: cleartext that should be encrypted passes, and is reported", "wary")
+    return "enforce: cleartext that should be encrypted is dropped" if answer.audit else ""
 
 
 def _engine(answer: Status) -> str:
@@ -131,6 +151,7 @@ def _traffic(counts: Sequence[Count]) -> Text:
     parts = [
         Text(f"{octets(amount)} {verdict}", VERDICT_STYLES[verdict] if amount else "quiet")
         for verdict, amount in sums.items()
+        if amount or verdict != "audited"
     ]
     return Text(" · ").join(parts) if counts else Text()
 

@@ -38,6 +38,7 @@ from pellicle.wire.nlmsg import (
     attributes,
     read_u32,
     u8,
+    u32,
 )
 from pellicle.wire.xfrm_frame import AF_INET, AF_INET6, FAMILY, IPPROTO_ESP, Mark
 
@@ -55,9 +56,10 @@ _LEGACY_WINDOW = 32
 
 _XFRMA_REPLAY_VAL, _XFRMA_ALG_AEAD, _XFRMA_REPLAY_ESN_VAL = 10, 18, 23
 _XFRMA_PROTO, _XFRMA_OFFLOAD_DEV = 25, 28
-_BEYOND = frozenset({4, 14, 22, 24, 29})
-"""Encapsulation in UDP, care-of address, padding against traffic analysis, extra flags, a mark to
-set: what a State cannot say, and the kernel tells only when somebody asked for it."""
+_XFRMA_SET_MARK, _XFRMA_SET_MARK_MASK = 29, 30
+_BEYOND = frozenset({4, 14, 22, 24})
+"""Encapsulation in UDP, care-of address, padding against traffic analysis, extra flags: what a
+State cannot say, and the kernel tells only when somebody asked for it."""
 
 
 class StateFlags(IntFlag):
@@ -128,6 +130,8 @@ class State:
     packet_limit: int = 0
     """The kernel removes the state after so many packets; 0: never."""
     offload: Offload | None = None
+    sets_mark: Mark | None = None
+    """What it makes of a packet's mark, under the mask, before the outer route is looked up."""
     secret: bytes = field(default=b"", repr=False, compare=False)
     """Key, then salt."""
 
@@ -171,6 +175,9 @@ def put_state(state: State) -> Request:
         offload = _OFFLOAD.pack(state.offload.device, state.offload.flags)
         parts.append(attribute(_XFRMA_OFFLOAD_DEV, offload))
     parts.append(frame.mark_and_if_id(key.mark, state.if_id))
+    if state.sets_mark is not None:
+        parts.append(u32(_XFRMA_SET_MARK, state.sets_mark.value))
+        parts.append(u32(_XFRMA_SET_MARK_MASK, state.sets_mark.mask))
     return Request(XFRM_MSG_NEWSA, CREATE | EXCLUSIVE, b"".join(parts))
 
 
@@ -237,6 +244,7 @@ def read_state(reply: Reply) -> tuple[State, StateCounts] | None:
         window,
         packet_limit,
         _offload(found.get(_XFRMA_OFFLOAD_DEV)),
+        _sets_mark(found),
     )
     return state, StateCounts(octets, packets, sequence, outside, replayed, forged, added_at)
 
@@ -288,6 +296,11 @@ def _replay(found: dict[int, bytes], legacy_window: int) -> tuple[int, int]:
         raise Malformed(f"a replay state of {len(packed)} bytes")
     sent, received, _ = _REPLAY.unpack_from(packed)
     return max(sent, received), legacy_window
+
+
+def _sets_mark(found: dict[int, bytes]) -> Mark | None:
+    mask = read_u32(found, _XFRMA_SET_MARK_MASK)
+    return Mark(read_u32(found, _XFRMA_SET_MARK), mask) if mask else None
 
 
 def _offload(packed: bytes | None) -> Offload | None:

@@ -13,7 +13,7 @@ from rich.console import Console, RenderableType
 from rich.text import Text
 from rich.theme import Theme
 
-from pellicle.lab.check import Checked
+from pellicle.lab.check import Cell, Checked
 from pellicle.lab.state import LabState, NodeState, PodState
 from pellicle.lab.topology import Shape
 from pellicle.ui import units
@@ -240,6 +240,12 @@ def checks(**other: object) -> Checked:
         "answered": 432,
         "encrypted": 2356,
         "clear": 0,
+        "cells": tuple(
+            Cell("pod", "node", family, protocol, size, 6, 6)
+            for family in (4, 6)
+            for protocol in ("TCP", "ICMP")
+            for size in ("small", "large")
+        ),
         "problems": (),
         "seconds": 0.7,
     }
@@ -247,12 +253,15 @@ def checks(**other: object) -> Checked:
 
 
 def test_a_check_says_what_was_heard_and_what_is_wrong() -> None:
-    well = "\n".join(drawn(checked(checks()), 80))
+    well = "\n".join(drawn(checked(checks(), 80), 80))
     assert "● lab  encryption on  as it should be" in well
     assert "432 of 432 messages, 144 conversations" in well
     assert "2,356 ESP · 0 clear" in well
     assert "Problems" not in well
+    assert "pod → node  ● ●       ● ●        ● ●       ● ●" in well
+    square = Cell("node", "host-network pod", 4, "UDP", "small", 3, 2)
     leak = "cleartext on the wire, from n1: 10.244.1.2 > 10.244.2.2 ICMP"
-    leaking = "\n".join(drawn(checked(checks(clear=3, problems=(leak,))), 80))
+    leaking = "\n".join(drawn(checked(checks(clear=3, problems=(leak,), cells=(square,)), 80), 80))
     assert "✗ lab  encryption on  not as it should be" in leaking
     assert f"! {leak}" in leaking
+    assert "node → host-network pod  2/3" in leaking

@@ -23,7 +23,7 @@ def btf(tmp_path_factory: pytest.TempPathFactory) -> Btf:
 
 @pytest.fixture(scope="session")
 def decoder(btf: Btf) -> Decoder:
-    return Decoder.of(btf)
+    return Decoder.of(btf, {7: "ssh"})
 
 
 Pack = Callable[..., bytes]

@@ -47,4 +47,5 @@ def flow_event(
         Spi(4096),
         Epoch(3),
         "xfrm",
+        "",
     )

@@ -227,7 +227,8 @@ def test_a_reason_may_have_several_verdicts_and_rules_are_told_apart() -> None:
     event = flow_event(reason="DROP_NO_KEY")
     coverage.add(event, ENDS, 2, 20)
     coverage.add(verdict_of(event, "audited"), ENDS, 3, 30)
-    coverage.add(flow_event(reason="CLEAR_DISABLED"), ENDS, 5, 50, rule="bootstrap")
+    ruled = msgspec.structs.replace(flow_event(reason="CLEAR_DISABLED"), rule="bootstrap")
+    coverage.add(ruled, ENDS, 5, 50)
     audited = count("DROP_NO_KEY", 4, 40) | {"verdict": "audited"}
     counts = [count("DROP_NO_KEY", 2, 20), audited, count("CLEAR_DISABLED", 6, 60)]
     told = report(coverage, counts, 0.0, 100)

@@ -183,5 +183,7 @@ def test_an_object_with_another_event_is_refused(btf: Btf, monkeypatch: pytest.M
     struct = Btf.struct
     other = {"event": "flow_row"}
     monkeypatch.setattr(Btf, "struct", lambda self, name: struct(self, other.get(name, name)))
-    with pytest.raises(ValueError, match=r"struct event has no key\.destination\.bytes, "):
-        Decoder.of(btf)
+    with pytest.raises(
+        ValueError, match=r"struct event has no key\.audited, key\.destination\.bytes, "
+    ):
+        Decoder.of(btf, {})

@@ -153,6 +153,7 @@ ANSWER = {
     "verdict": "encrypted",
     "reason": "SEALED",
     "words": "encrypted",
+    "rule": "",
     "packets": 1,
     "bytes": 100,
     "spi": 4096,

@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: (BSD-2-Clause OR GPL-2.0-only)
+/* Cleartext at the uplink: who may say what to whom across it. */
+#pragma once
+#include "link.h"
+#include "peer.h"
+
+/* The rule by which nodes may say this to each other in the clear, or 0.  Of fragments only the first
+ * has ports, so none is exempt by them.
+ */
+static __always_inline __u32 exempt_find(const struct packet *p)
+{
+	struct exempt_key key = { .protocol = p->protocol };
+	struct exempt_row *row = bpf_map_lookup_elem(&exempt, &key);
+	int has_ports = p->protocol == IPPROTO_TCP || p->protocol == IPPROTO_UDP ||
+			p->protocol == IPPROTO_SCTP;
+
+	if (!row && has_ports && !p->is_fragment) {
+		key.port = p->destination_port;
+		row = bpf_map_lookup_elem(&exempt, &key);
+		if (!row) {
+			key.port = p->source_port;
+			row = bpf_map_lookup_elem(&exempt, &key);
+		}
+	}
+	return row ? row->rule : 0;
+}
+
+static __always_inline int addr_is_node(const struct addr *addr)
+{
+	struct peer *peer;
+
+	if (addr_is_self(addr))
+		return 1;
+	peer = peer_find(addr);
+	return peer && peer->flags & PEER_NODE;
+}
+
+/* Neighbours must find each other before anything can be encrypted; and ESP, whosever it is, is. */
+static __always_inline int border_between_nodes(struct scratch *s, int drop)
+{
+	if (!config.nodes || s->packet.protocol == IPPROTO_ESP ||
+	    is_neighbour_discovery(&s->packet))
+		return REASON_NONE;
+	s->rule = exempt_find(&s->packet);
+	return s->rule ? CLEAR_EXEMPT : drop;
+}
+
+/* What becomes of cleartext between `there`, beyond the uplink, and `here`: `drop` if a pod or a node
+ * is there, and this node or its pod here.  REASON_NONE: it is nobody's business.
+ */
+static __always_inline int border_judge(struct scratch *s, const struct addr *there,
+					const struct addr *here, int drop)
+{
+	struct peer *peer = peer_find(there);
+
+	if (!peer)
+		return cluster_has(there) ? drop : REASON_NONE;
+	if (!(peer->flags & PEER_NODE))
+		return drop;
+	if (addr_is_node(here))
+		return border_between_nodes(s, drop);
+	return cluster_has(here) || peer_find(here) ? drop : REASON_NONE;
+}
