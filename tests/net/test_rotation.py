@@ -95,8 +95,7 @@ def test_agents_that_die_while_keys_change(make_lab: MakeLab) -> None:
 
 def test_records_that_come_back_from_the_past(make_lab: MakeLab) -> None:
     """Somebody who may write the directory replays what n2 once said."""
-    # When n2 looks at its record again, at the latest.
-    make_lab(3, 1, settings={"refresh_seconds": 2, **BRIEF_DRAIN})
+    make_lab(3, 1, settings=BRIEF_DRAIN)
     (record,) = (path for path in CLUSTER.rglob("*.yaml") if path.stem == "n2")
     with loaded():
         for _ in range(3):
