@@ -14,6 +14,7 @@ import errno
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from threading import Lock
 from typing import Any, Final
@@ -83,7 +84,7 @@ class AuditTrail:
             following = begun[at + 1] if at + 1 < len(paths) else None
             if following is not None and following.at < after:
                 continue
-            for line in lines(path.read_bytes()):
+            for line in _lines(path):
                 record = parsed(line)
                 if record and record.at >= after and what in {None, record.what}:
                     yield record
@@ -91,7 +92,7 @@ class AuditTrail:
     def newest(self, what: str) -> Record | None:
         """The last record of that kind."""
         for path in reversed(files(self.directory)):
-            for line in reversed(lines(path.read_bytes())):
+            for line in reversed(_lines(path)):
                 record = parsed(line)
                 if record and record.what == what:
                     return record
@@ -193,8 +194,16 @@ def _end_of(paths: Sequence[Path]) -> Link:
 
 
 def _first(path: Path) -> Record | None:
-    with path.open("rb") as file:
+    with suppress(FileNotFoundError), path.open("rb") as file:
         return parsed(file.readline())
+    return None
+
+
+def _lines(path: Path) -> list[bytes]:
+    """None, when the file has just gone because it was the oldest one."""
+    with suppress(FileNotFoundError):
+        return lines(path.read_bytes())
+    return []
 
 
 def _write(path: Path, raw: bytes) -> None:

@@ -118,6 +118,15 @@ def test_it_does_not_grow_without_end_and_says_what_is_gone(tmp_path: Path) -> N
     assert verify(tmp_path, [heads[0].head]).broken is not None
 
 
+def test_it_can_be_read_while_its_oldest_file_goes(tmp_path: Path) -> None:
+    written(tmp_path, 20)
+    found = trail(tmp_path).records()
+    first = next(found)
+    for path in files(tmp_path)[1:4]:
+        path.unlink()
+    assert [record.seq for record in found][-1] > first.seq
+
+
 # --- what is done to it ------------------------------------------------------------------------
 
 
