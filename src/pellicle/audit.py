@@ -244,9 +244,9 @@ class Audit:
             packets, octets = counted.get(_name(row), (0, 0))
             counts.append({**row, "packets": packets, "bytes": octets})
         answer = coverage.report(summed, counts, 0.0, most)
-        begun = next((each.since for each in told), None)
+        begun = next((each.since for each in told), None) or sums.since(_boot()) or since
         rows = {**answer["rows"], "endpoints": 0}
-        return {**self._frame(), **answer, "since": begun or since, "endpoints": [], "rows": rows}
+        return {**self._frame(), **answer, "since": begun, "endpoints": [], "rows": rows}
 
     def _intervals(self, after: str) -> list[Interval]:
         records = self._trail.records("interval", after=after)

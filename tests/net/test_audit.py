@@ -140,6 +140,8 @@ def test_the_trail_tells_the_same_as_the_report(two_nodes: dict[str, str]) -> No
     whole = told("n2")
     assert sums(since) == sums(whole)
     assert since.between_nodes == whole.between_nodes
+    assert since.since is not None
+    assert since.since == pytest.approx(whole.since, abs=1.0)
     assert not [each for each in since.reasons if each.not_attributed.packets]
 
 

@@ -184,6 +184,11 @@ class Coverage:
                 told.packets, told.octets = each.packets, each.octets
         return taken
 
+    def since(self, boot: float) -> float | None:
+        """When the first packet was seen; `boot`: the wall clock's seconds at boot time 0."""
+        begun = [each.first for each in self.nodes.values()]
+        return boot + min(begun) / 1e9 if begun else None
+
     def copy(self) -> Coverage:
         """The sums as they are now, to look at in another thread."""
         return Coverage(
@@ -275,11 +280,10 @@ def report(
     """
     nodes = coverage.nodes
     exceptions = {key: each for key, each in coverage.rows.items() if key.is_exception}
-    begun = [each.first for each in nodes.values()]
     reasons = list(_reasons(nodes, counts))
     between, rules = _on_wire(nodes, reasons)
     return {
-        "since": boot + min(begun) / 1e9 if begun else None,
+        "since": coverage.since(boot),
         "between_nodes": _volumes(between),
         "rules": _volumes(rules),
         "reasons": reasons,
