@@ -14,7 +14,7 @@ import pytest
 
 from pellicle import lab
 from pellicle.lab.topology import RUN
-from pellicle.ui.answers import Audit, AuditRow, read
+from pellicle.ui.answers import Audit, AuditRow, Volume, read
 from tests import pace
 
 PING = 84
@@ -98,7 +98,8 @@ def test_nothing_that_was_counted_is_missing(two_nodes: dict[str, str]) -> None:
         audit = told(node)
         assert not [each for each in audit.reasons if each.not_attributed.packets]
         for each in audit.reasons:
-            rows = [row for row in audit.endpoints if row.reason == each.reason]
+            name = (each.reason, each.verdict)
+            rows = [row for row in audit.endpoints if (row.reason, row.verdict) == name]
             assert sum(row.packets for row in rows) == each.packets
             assert sum(row.bytes for row in rows) == each.bytes
 
@@ -174,3 +175,32 @@ def test_a_killed_agent_leaves_a_good_trail_and_nothing_counts_twice(
         if json.loads(line)["what"] == "exception"
     ]
     assert "10.244.2.201" in told_of
+
+
+def test_what_passes_in_the_clear_is_told_with_the_rule_that_let_it(
+    make_lab: Callable[..., lab.LabState],
+) -> None:
+    lab.down()
+    state = make_lab(nodes=2, pods=1, settings={"audit": "monitor", "exempt": ["ping=icmp"]})
+    assert ping("n1", "192.168.2.2", 5) == 0
+    audit = told("n1")
+    assert set(audit.rules) == {"ping=icmp"}
+    assert audit.rules["ping=icmp"] == audit.between_nodes["clear"] == Volume(10, 10 * PING)
+    (sent,) = between(audit, "n1", "n2", verdict="clear", direction="sent")
+    assert (sent.reason, sent.rule, sent.packets, sent.bytes) == (
+        "CLEAR_EXEMPT", "ping=icmp", 5, 5 * PING,
+    )  # fmt: skip
+    pod = state.nodes[0].pods[0]
+    assert ping(pod.name, "10.244.2.199", 2) != 0
+    done = pellicle("audit", "--node", "n1", "--json")
+    assert done.returncode == 1, "something passed without a rule"
+    audit = read(json.loads(done.stdout), Audit)
+    assert audit.rules[""] == audit.between_nodes["audited"] == Volume(2, 2 * PING)
+    wait_for(lambda: verified("n1")["kinds"].get("exception", 0) >= 3)
+    told_of = {
+        (body["verdict"], body["rule"])
+        for path in (RUN / "n1" / "state" / "audit").iterdir()
+        for record in map(json.loads, path.read_bytes().splitlines())
+        if record["what"] == "exception" and (body := record["body"])
+    }
+    assert {("clear", "ping=icmp"), ("audited", "")} <= told_of
