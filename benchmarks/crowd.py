@@ -19,6 +19,7 @@ from pellicle.datapath import programs
 from pellicle.datapath.programs import Words
 from pellicle.encryption.engine import Choice
 from pellicle.encryption.sas import SaTarget
+from pellicle.events import Events
 from pellicle.facts import Cipher, Engine, Epoch, Node, NodeName, PairId, Spi
 from pellicle.flows.decode import Decoder
 from pellicle.flows.history import History
@@ -81,6 +82,11 @@ def sight_of(bpf: Object, peers: int) -> Sight:
         programs_target, target, None, None, tables.peers, tables.nodes, tables.endpoints,
         tables.names, tables.links, tuple, reconcilers, History(), tuple,
     )  # fmt: skip
+
+
+def events_of(sight: Sight) -> Events:
+    """Whatever the programs tell; keys are not made here."""
+    return Events(sight.bpf, sight.decoder, sight.history, sight.names, lambda _: None)
 
 
 def keys_of(name: NodeName, peer: int) -> PeerKeys:

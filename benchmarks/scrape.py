@@ -35,7 +35,8 @@ async def held_up(done: asyncio.Event) -> float:
 
 async def measure(peers: int) -> None:
     with crowd.loaded() as bpf:
-        answering = Metrics(crowd.sight_of(bpf, peers))
+        sight = crowd.sight_of(bpf, peers)
+        answering = Metrics(sight, crowd.events_of(sight))
         await answering.text()
         metrics.FRESH_SECONDS = 0.0
         took, cpu, late, text = [], [], [], ""

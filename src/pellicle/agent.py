@@ -37,6 +37,7 @@ from pellicle.encryption.routes import (
 )
 from pellicle.encryption.sas import SaTarget
 from pellicle.encryption.states import States
+from pellicle.events import Events, Told
 from pellicle.facts import (
     Engine,
     Node,
@@ -44,10 +45,10 @@ from pellicle.facts import (
     Offer,
     Rejected,
 )
-from pellicle.flows.decode import Decoder, FlowEvent, PathMtu, ProbeSeen, SaConfirmed
+from pellicle.flows.decode import Decoder, PathMtu, ProbeSeen, SaConfirmed
 from pellicle.flows.history import History
 from pellicle.kernel import Unsupported, libc
-from pellicle.kernel.bpf import Object, RingBuffer, ensure_bpffs
+from pellicle.kernel.bpf import Object, ensure_bpffs
 from pellicle.kernel.bpf.attach import Mode
 from pellicle.kernel.netlink import Netlink
 from pellicle.kernel.xfrm import Xfrm, XfrmChanges
@@ -70,8 +71,6 @@ from pellicle.sources.workload import NoGrpc
 from pellicle.table import Reconciler, Table, reconcile
 from pellicle.tables import Tables
 
-EVENTS_AT_ONCE = 4096
-"""Then everything else has its turn, however fast they come."""
 WATCH_SECONDS = 5.0
 """How often path MTUs are tried again."""
 DOUBT_SECONDS = 0.5
@@ -120,7 +119,10 @@ class Agent:
         self._sight = self._make_sight()
         self._sight.trail = AuditTrail(config.state_dir / "audit", wall)
         self._audit = Audit(self._sight, self._sight.trail)
-        self._metrics = Metrics(self._sight)
+        self._events = Events(
+            self._bpf, self._decoder, self._sight.history, self._tables.names, self._take
+        )
+        self._metrics = Metrics(self._sight, self._events)
         where = config.metrics_address
         self._scraped = scrape.listen(where) if where else None
 
@@ -150,7 +152,7 @@ class Agent:
         yield from self._encryption()
         for each in self._reconcilers:
             yield reconcile(each, time.monotonic, config.refresh_seconds)
-        yield self._follow_events()
+        yield self._events.follow()
         yield self._audit.run()
         yield self._announce()
         yield serve(self._socket, self._answers())
@@ -228,29 +230,14 @@ class Agent:
                 why = f"uplink {self._uplink.name} was replaced by another device of that name"
                 raise RuntimeError(f"{why}: the agent starts anew to serve it")
 
-    async def _follow_events(self) -> None:
-        loop = asyncio.get_running_loop()
-        with RingBuffer(self._bpf.map("events")) as ring:
-            loop.add_reader(ring, lambda: self._take(ring.consume(EVENTS_AT_ONCE)))
-            try:
-                await asyncio.Event().wait()
-            finally:
-                loop.remove_reader(ring)
-
-    def _take(self, records: list[bytes]) -> None:
-        decoded = self._decoder.events(records)
-        flows = [event for event in decoded.events if isinstance(event, FlowEvent)]
-        self._sight.history.add(flows, self._tables.names.rows)
-        for event in decoded.events:
-            match event:
-                case SaConfirmed() if self._keys:
-                    self._keys.keying.confirmed(event.pair)
-                case ProbeSeen() if self._keys:
-                    self._keys.keying.probed(event.pair, ProbeKind[event.kind.upper()])
-                case PathMtu():
-                    self._paths.narrow(
-                        event.destination, event.mtu, self._tables.nodes.rows.values()
-                    )
+    def _take(self, event: Told) -> None:
+        match event:
+            case SaConfirmed() if self._keys:
+                self._keys.keying.confirmed(event.pair)
+            case ProbeSeen() if self._keys:
+                self._keys.keying.probed(event.pair, ProbeKind[event.kind.upper()])
+            case PathMtu():
+                self._paths.narrow(event.destination, event.mtu, self._tables.nodes.rows.values())
 
     async def _watch_paths(self) -> None:
         """Path MTUs that are to be tried again."""

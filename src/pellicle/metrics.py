@@ -26,6 +26,7 @@ from pellicle.answers import (
 )
 from pellicle.encryption.states import States
 from pellicle.encryption.traffic import SaKind, Seen, Traffic
+from pellicle.events import Events
 from pellicle.kernel.xfrm import Xfrm
 from pellicle.keys.pairing import PeerState
 from pellicle.keys.rows import Direction
@@ -44,8 +45,8 @@ Sample = tuple[tuple[str, ...], float]
 class Metrics:
     """Made anew whenever somebody asks."""
 
-    def __init__(self, sight: Sight) -> None:
-        self._sight = sight
+    def __init__(self, sight: Sight, events: Events) -> None:
+        self._sight, self._events = sight, events
         self._states = States(Xfrm()) if sight.states else None
         """Of its own: no socket serves two threads."""
         self._turn = asyncio.Lock()
@@ -89,7 +90,7 @@ class Metrics:
         yield from _of_peers(sight, {ends: Traffic(*each) for ends, each in sums.items()})
         yield from _of_sas(sight, seen, moment)
         yield from _of_tables(sight)
-        yield from _of_events(sight, moment)
+        yield from _of_events(sight, self._events)
         yield from _of_agent(sight, moment)
         yield from _of_svids(sight)
 
@@ -241,13 +242,16 @@ def _of_tables(sight: Sight) -> Iterable[Metric]:
     yield gauge("pellicle_reconcile_refresh_timestamp_seconds", words, refreshed, *of)
 
 
-def _of_events(sight: Sight, moment: Moment) -> Iterable[Metric]:
+def _of_events(sight: Sight, events: Events) -> Iterable[Metric]:
     history = sight.history
     yield counter(
         "pellicle_events_lost",
         "Events that found the ring buffer full.",
         [((), events_lost(sight))],
     )
+    yield counter("pellicle_events_read", "Events that were read.", [((), events.read)])
+    words = "Events that could not be understood."
+    yield counter("pellicle_events_rejected", words, [((), events.rejected)])
     yield gauge("pellicle_flows", "Flows that are remembered.", [((), len(history))])
     words = "Flows that were forgotten for newer ones."
     yield counter("pellicle_flows_forgotten", words, [((), history.forgotten)])

@@ -95,7 +95,7 @@ def exposed() -> dict[str, set[str]]:
     with crowd.loaded() as bpf:
         sight = crowd.sight_of(bpf, 3)
         sight.key_events["published"] = 1
-        text = asyncio.run(Metrics(sight).text())
+        text = asyncio.run(Metrics(sight, crowd.events_of(sight)).text())
     found: dict[str, set[str]] = {}
     for family in text_string_to_metric_families(text):
         name = f"{family.name}_total" if family.type == "counter" else family.name

@@ -135,6 +135,18 @@ def test_rows_in_bulk_are_the_rows_one_by_one(btf: Btf, raw: bytes) -> None:
         ]
         assert list(layout.unpack_many(rows)) == one_by_one
         assert b"".join(layout.pack(**row) for row in one_by_one) == rows
+        if name == "inner":
+            values = [tuple(row.values()) for row in one_by_one]
+            assert [tuple(row) for row in layout.unpack_values(rows)] == values
+
+
+@pytest.mark.parametrize("name", ["guarded", "either", "sample"])
+def test_only_flat_structs_are_read_as_plain_values(btf: Btf, name: str) -> None:
+    layout = btf.struct(name)
+    with pytest.raises(ValueError, match="is not flat"):
+        layout.unpack_values(bytes(layout.size))
+    with pytest.raises(ValueError, match="no whole number"):
+        layout.unpack_values(bytes(layout.size + 1))
 
 
 def test_bytes_of_another_size_are_refused(btf: Btf) -> None:

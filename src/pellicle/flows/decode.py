@@ -33,13 +33,16 @@ _address = lru_cache(maxsize=65536)(from_bytes)
 
 _KEY: Final = "flow_key"
 _ROW: Final = "flow_row"
-_NEEDED: Final = frozenset({
-    "kind", "number", "pair", "probe", "key.source.bytes", "key.destination.bytes",
-    "key.source_port", "key.destination_port", "key.protocol", "key.hook", "key.reason",
-    "key.audited", "row.rule",
+_EVENT: Final = ("kind", "number", "pair", "probe")
+_OF_KEY: Final = (
+    "key.source.bytes", "key.destination.bytes", "key.source_port", "key.destination_port",
+    "key.protocol", "key.hook", "key.reason", "key.audited",
+)  # fmt: skip
+_OF_ROW: Final = (
     "row.packets", "row.bytes", "row.first", "row.last", "row.pair", "row.source_identity",
-    "row.destination_identity", "row.spi", "row.epoch", "row.engine",
-})  # fmt: skip
+    "row.destination_identity", "row.spi", "row.epoch", "row.engine", "row.rule",
+)  # fmt: skip
+_LAST: Final = _OF_ROW.index("row.last")
 
 
 class FlowEvent(msgspec.Struct, frozen=True, gc=False):
@@ -131,16 +134,11 @@ class Decoder:
 
         `rules`: their names, by the numbers that the datapath has.
         """
-        event = btf.struct("event")
-        flat = Layout(event.name, event.size, tuple(_flat(event)))
-        missing = _NEEDED - flat.by_name.keys()
-        if missing:
-            raise ValueError(f"struct event has no {', '.join(sorted(missing))}")
-        key, row = btf.struct(_KEY), btf.struct(_ROW)
+        event, key, row = btf.struct("event"), btf.struct(_KEY), btf.struct(_ROW)
         return Decoder(
-            flat,
-            Layout(key.name, key.size, tuple(_flat(key, "key."))),
-            Layout(row.name, row.size, tuple(_flat(row, "row."))),
+            _chosen("event", event, (*_EVENT, *_OF_KEY, *_OF_ROW)),
+            _chosen(_KEY, key, _OF_KEY, "key."),
+            _chosen(_ROW, row, _OF_ROW, "row."),
             event.by_name["key"].offset,
             reasons.read(btf),
             _words(btf, "hook", "HOOK_"),
@@ -160,9 +158,9 @@ class Decoder:
             for record in records
             if len(record) != size
         ]
-        fields = self.event.unpack_many(b"".join(whole))
+        values = self.event.unpack_values(b"".join(whole))
         rows = (
-            (record[at : at + key_size], row) for record, row in zip(whole, fields, strict=True)
+            (record[at : at + key_size], row) for record, row in zip(whole, values, strict=True)
         )
         return _decoded(rows, rejected, self._event)
 
@@ -175,59 +173,60 @@ class Decoder:
                 continue
             why = f"{len(key)} and {len(row)} bytes, not {self.key.size} and {self.row.size}"
             rejected.append(Rejected("flows", "struct flow_key, flow_row", why))
-        keys = self.key.unpack_many(b"".join(key for key, _ in whole))
-        rows = self.row.unpack_many(b"".join(row for _, row in whole))
-        fields = ((raw, key | row) for (raw, _), key, row in zip(whole, keys, rows, strict=True))
-        ordered = sorted(fields, key=lambda pair: pair[1]["row.last"])
-        return _decoded(ordered, rejected, self._flow)
+        keys = self.key.unpack_values(b"".join(key for key, _ in whole))
+        rows = self.row.unpack_values(b"".join(row for _, row in whole))
+        fields = zip((raw for raw, _ in whole), keys, rows, strict=True)
+        ordered = sorted(fields, key=lambda each: each[2][_LAST])
+        flat = ((raw, (*key, *row)) for raw, key, row in ordered)
+        return _decoded(flat, rejected, self._flow)
 
-    def _event(self, key: bytes, row: dict[str, Any]) -> Event:
-        match _known(self.kinds, "kind", row["kind"]):
+    def _event(self, key: bytes, row: Sequence[Any]) -> Event:
+        kind, number, pair, probe, *flow = row
+        match _known(self.kinds, "kind", kind):
             case "flow":
-                return self._flow(key, row)
+                return self._flow(key, flow)
             case "sa_confirmed":
-                return SaConfirmed(row["pair"], row["number"])
+                return SaConfirmed(pair, number)
             case "probe":
-                kind = _known(self.probes, "probe", row["probe"])
-                return ProbeSeen(row["pair"], row["number"], kind)
+                return ProbeSeen(pair, number, _known(self.probes, "probe", probe))
             case "pmtu":
-                source, destination = row["key.source.bytes"], row["key.destination.bytes"]
-                return PathMtu(_address(source), _address(destination), row["number"])
+                return PathMtu(_address(flow[0]), _address(flow[1]), number)
             case kind:
                 raise LookupError(f"{kind} is an event that this version does not know")
 
-    def _flow(self, key: bytes, row: dict[str, Any]) -> FlowEvent:
+    def _flow(self, key: bytes, row: Sequence[Any]) -> FlowEvent:
+        (
+            source, destination, source_port, destination_port, protocol, hook, reason,
+            audited, packets, octets, first, last, pair, source_identity, destination_identity,
+            spi, epoch, engine, rule,
+        ) = row  # fmt: skip
         return FlowEvent(
             key,
-            _address(row["key.source.bytes"]),
-            _address(row["key.destination.bytes"]),
-            row["key.source_port"],
-            row["key.destination_port"],
-            row["key.protocol"],
-            _known(self.hooks, "hook", row["key.hook"]),
-            _known(self.reasons, "reason", self._reason(row)),
-            row["row.packets"],
-            row["row.bytes"],
-            row["row.first"],
-            row["row.last"],
-            row["row.pair"],
-            row["row.source_identity"],
-            row["row.destination_identity"],
-            row["row.spi"],
-            row["row.epoch"],
-            _known(self.engines, "engine", row["row.engine"]),
-            self.rules.get(row["row.rule"], "a rule that is no more"),
+            _address(source),
+            _address(destination),
+            source_port,
+            destination_port,
+            protocol,
+            _known(self.hooks, "hook", hook),
+            _known(self.reasons, "reason", reason + self.audited if audited else reason),
+            packets,
+            octets,
+            first,
+            last,
+            pair,
+            source_identity,
+            destination_identity,
+            spi,
+            epoch,
+            _known(self.engines, "engine", engine),
+            self.rules.get(rule, "a rule that is no more"),
         )
-
-    def _reason(self, row: dict[str, Any]) -> int:
-        number: int = row["key.reason"]
-        return number + self.audited if row["key.audited"] else number
 
 
 def _decoded(
-    rows: Iterable[tuple[bytes, dict[str, Any]]],
+    rows: Iterable[tuple[bytes, Sequence[Any]]],
     rejected: list[Rejected],
-    event: Callable[[bytes, dict[str, Any]], Event],
+    event: Callable[[bytes, Sequence[Any]], Event],
 ) -> Decoded:
     events: list[Event] = []
     for key, row in rows:
@@ -247,6 +246,15 @@ def _known(table: Mapping[int, T], what: str, number: int) -> T:
 def _words(btf: Btf, enum: str, prefix: str) -> Mapping[int, str]:
     """The numbers of an enum, each with its name in lower case and without the prefix."""
     return {number: name.removeprefix(prefix).lower() for name, number in btf.enum(enum).items()}
+
+
+def _chosen(what: str, layout: Layout, names: Sequence[str], prefix: str = "") -> Layout:
+    """These fields, in this order; ValueError when the object's struct has another shape."""
+    there = {field.name: field for field in _flat(layout, prefix)}
+    missing = [name for name in names if name not in there]
+    if missing:
+        raise ValueError(f"struct {what} has no {', '.join(sorted(missing))}")
+    return Layout(layout.name, layout.size, tuple(there[name] for name in names))
 
 
 def _flat(layout: Layout, prefix: str = "", start: int = 0) -> Iterator[Field]:

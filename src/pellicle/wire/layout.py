@@ -199,6 +199,18 @@ class Layout:
             return (self._slowly(buffer, at) for at in range(0, len(buffer), self.size))
         return self._reader.rows(buffer)
 
+    def unpack_values(self, buffer: bytes | bytearray | memoryview) -> Iterator[Sequence[Any]]:
+        """As `unpack_many`, only the values, in the order of the fields: several times as fast.
+
+        For structs without unions, bit fields and structs inside.
+        """
+        if not self.size or len(buffer) % self.size:
+            raise ValueError(f"{len(buffer)} bytes are no whole number of struct {self.name}")
+        kinds = {type(each.kind) for each in self.fields}
+        if self.has_bits or self._has_alternatives or Layout in kinds:
+            raise ValueError(f"struct {self.name} is not flat")
+        return self._reader.values(buffer)
+
     def read(self, raw: bytes) -> dict[str, Any]:
         return self.unpack(raw)
 
@@ -276,6 +288,10 @@ class _Reader:
 
     def rows(self, buffer: bytes | bytearray | memoryview) -> Iterator[dict[str, Any]]:
         """The values of each struct of the buffer."""
+        return map(self.build, self.values(buffer))
+
+    def values(self, buffer: bytes | bytearray | memoryview) -> Iterator[Sequence[Any]]:
+        """Of each struct its leaves."""
         values: Iterable[Sequence[Any]] = self.native.iter_unpack(buffer)
         if self.network:
             pairs = zip(values, self.network.iter_unpack(buffer), strict=True)
@@ -284,7 +300,7 @@ class _Reader:
             values = map(self.sort, values)
         if self.kinds:
             values = map(self._read, values)
-        return map(self.build, values)
+        return iter(values)
 
     def _read(self, leaves: Sequence[Any]) -> Sequence[Any]:
         row = list(leaves)
