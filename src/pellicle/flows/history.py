@@ -35,7 +35,7 @@ _WITH_PORTS: Final = frozenset({6, 17, 33, 132, 136})
 EVERYTHING: Final = Selection()
 
 
-class Flow(msgspec.Struct, frozen=True):
+class Flow(msgspec.Struct, frozen=True, gc=False):
     """A flow, all of its counts, and the names of its ends when it was last seen."""
 
     event: FlowEvent
