@@ -40,7 +40,7 @@ def told() -> list[Any]:
 
 @pytest.fixture
 def events(node: Node, told: list[Any]) -> Events:
-    decoder = Decoder.of(node.object.btf)
+    decoder = Decoder.of(node.object.btf, {})
     return Events(node.object, decoder, History(), Table("names"), told.append)
 
 
