@@ -39,6 +39,7 @@ LEAST_FLOWS: Final = 5
 _BARS: Final = "▁▂▃▄▅▆▇█"
 _WIDE: Final = 64
 """From here on there is room for sparklines."""
+_USUAL: Final = ("encrypted", "clear", "dropped")
 _STATES: Final = {"ready": "good"}
 _ESCAPE, _ENTER, _ERASE = "\x1b", "\r\n", "\x7f\b"
 _PEERS: Final = (
@@ -154,9 +155,9 @@ class Monitor:
         self.verdicts = None if shown == known else frozenset(shown)
 
     def _known(self) -> frozenset[str]:
-        of_flows = {flow.verdict for flow in tuple(self._flows.values())}
-        of_counts = {row.verdict for row in self.status.counts} if self.status else set()
-        return frozenset({*VERDICT_STYLES, *of_flows, *of_counts} - {""})
+        with self._turn:
+            of_flows = {flow.verdict for flow in self._flows.values()}
+            return frozenset({*_verdicts(self.status), *of_flows})
 
     # --- the picture ---------------------------------------------------------------------------
 
@@ -220,8 +221,7 @@ def _head(status: Status | None, is_paused: bool, trouble: str, width: int) -> T
 
 def _of_rates(rates: dict[str, deque[Rate]], status: Status | None, width: int) -> Iterator[Text]:
     """A line for each verdict, also while nothing is known."""
-    known = {*VERDICT_STYLES, *(row.verdict for row in (status.counts if status else ()))} - {""}
-    for verdict in sorted(known, key=_order):
+    for verdict in sorted(_verdicts(status), key=_order):
         points = rates.get(verdict, deque())
         now = points[-1] if points else Rate()
         style = VERDICT_STYLES.get(verdict, "wary")
@@ -288,10 +288,16 @@ def _of_flows(flows: Sequence[Flow], width: int, now: float, *, has_any: bool) -
 
 def _by_verdict(status: Status) -> dict[str, Rate]:
     sums: dict[str, Rate] = {}
-    for row in status.counts:
+    for row in (*status.counts, *status.audited):
         was = sums.get(row.verdict, Rate())
         sums[row.verdict] = Rate(was.packets + row.packets, was.octets + row.bytes)
     return sums
+
+
+def _verdicts(status: Status | None) -> frozenset[str]:
+    """Those of a node in its usual mode, and whatever else the agent speaks of."""
+    told = (*status.counts, *status.audited) if status else ()
+    return frozenset({*_USUAL, *(row.verdict for row in told)} - {""})
 
 
 def _rate(was: Rate, whole: Rate, seconds: float) -> Rate:

@@ -62,16 +62,16 @@ class Agent:
             },
             {"reason": "CLEAR_LINK", "verdict": "clear", "packets": 7, "bytes": 700},
             {"reason": "DROP_NO_KEY", "verdict": "dropped", "packets": 0, "bytes": 0},
-            {"reason": "AUDIT_NO_KEY", "verdict": "audited", "packets": 0, "bytes": 0},
         ]
-        yield {**recorded.HEALTHY, "counts": counts}
+        audited = {"reason": "DROP_NO_KEY", "verdict": "audited", "packets": 9, "bytes": 900}
+        yield {**recorded.HEALTHY, "counts": counts, "audited": [audited]}
 
     async def flows(self, request: Request) -> AsyncIterator[Any]:
         self.asked.append(dict(request.arguments))
         for number in range(1, 4):
             yield flow(number)
         yield flow(4, "dropped", "DROP_NO_KEY")
-        yield flow(5, "audited", "AUDIT_NO_KEY")
+        yield flow(5, "audited", "DROP_NO_KEY")
         while request.arguments.get("follow"):
             await asyncio.sleep(0.05)
             while self.more:
