@@ -9,6 +9,7 @@ It can be killed at any moment: programs, maps and links stay, and the next one 
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import time
@@ -69,7 +70,7 @@ from pellicle.sources.record import RecordTarget, defend
 from pellicle.sources.secrets import SecretFileError
 from pellicle.sources.workload import NoGrpc
 from pellicle.table import Reconciler, Table, reconcile
-from pellicle.tables import Tables
+from pellicle.tables import GARBAGE, Tables
 
 WATCH_SECONDS = 5.0
 """How often path MTUs are tried again."""
@@ -372,6 +373,7 @@ class CannotStart(Exception):  # noqa: N818  it is an answer for the operator
 async def run(config: Config) -> None:
     """Be this node's agent until SIGTERM or SIGINT; `CannotStart` says why not."""
     libc.forbid_core_dumps()
+    gc.set_threshold(*GARBAGE)
     logs.configure(config.log_level, config.log_format)
     try:
         agent = Agent(config)

@@ -11,6 +11,7 @@ A change costs what it changes, and a cluster may have thousands of nodes.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -34,7 +35,7 @@ def of_cluster(t: Tables, local: NodeName, uplink: str, cidrs: Collection[Networ
     """Who is where, and the way to the door."""
     nodes = Parted(t.nodes, lambda name, _: name)
     pods = Parted(t.endpoints, lambda _, endpoint: endpoint.node)
-    yield Derivation(t.own, partial(some, (local,)), [t.nodes], settle=0)
+    yield Derivation(t.own, partial(plan_own, local), [t.nodes], settle=0)
     yield Derivation(t.ways, partial(some, (uplink, DOOR_HOST, DOOR_XFRM)), [t.links], settle=0)
     yield Derivation(t.names, partial(names.plan, local), [nodes, pods])
     yield Derivation(t.ipcache, partial(ipcache.plan, local), [nodes, pods])
@@ -50,6 +51,12 @@ def of_cluster(t: Tables, local: NodeName, uplink: str, cidrs: Collection[Networ
     plugged = Parted(t.endpoints, device)
     links = Parted(t.links, lambda name, _: name)
     yield Derivation(t.pods, partial(endpoints.plan, local), [plugged, links])
+
+
+def plan_own(local: NodeName, nodes: Mapping[NodeName, Node]) -> dict[NodeName, Node]:
+    """This node, but for what only its keys depend on."""
+    own = nodes.get(local)
+    return {local: replace(own, offers=())} if own else {}
 
 
 def of_encryption(t: Tables, used: Engine) -> Derivations:

@@ -12,7 +12,7 @@ concerns one part of what comes out (say, one node), a change costs the planning
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from pellicle.table import Table
@@ -22,6 +22,8 @@ R = TypeVar("R")
 
 SETTLE_SECONDS = 0.05
 """A burst of changes is planned once."""
+PARTS_AT_ONCE = 200
+"""More would hold up everything else for too long."""
 
 
 class Parted(NamedTuple):
@@ -100,7 +102,12 @@ class Derivation(Generic[K, R]):
         return [each.table for each in self._inputs]
 
     def run(self) -> None:
-        """Plan what has changed.
+        """Plan what has changed."""
+        for _ in self.steps():
+            pass
+
+    def steps(self) -> Iterator[None]:
+        """The same, with pauses in which everything else may have its turn.
 
         Nothing is planned before every input has been listed once: a plan made from half the
         world would take away what the other half needs.
@@ -120,7 +127,9 @@ class Derivation(Generic[K, R]):
             put.update(self._rows(None))
             self._always = frozenset(put)
         assert self._always is not None
-        for part in parts:
+        for number, part in enumerate(parts, 1):
+            if number % PARTS_AT_ONCE == 0:
+                yield
             rows = self._rows(part)
             gone.extend(self._planned.pop(part, ()))
             put.update(rows)
@@ -138,7 +147,8 @@ async def derive(derivation: Derivation[Any, Any]) -> None:
     with Table.bell(*derivation.tables) as changed:
         while True:
             changed.clear()
-            derivation.run()
+            for _ in derivation.steps():
+                await asyncio.sleep(0)
             await changed.wait()
             await asyncio.sleep(derivation.settle)
 

@@ -84,7 +84,8 @@ class Table(Generic[K, R]):
         """
         was = self._rows
         lost = {key: None for key in gone if key in was and key not in put}
-        self._rows = {**was, **put}
+        self._rows = was.copy()
+        self._rows.update(put)
         for key in lost:
             del self._rows[key]
         news = [*(key for key, row in put.items() if key not in was or was[key] != row), *lost]
@@ -203,10 +204,14 @@ class Reconciler(Generic[K, R]):
             return
         self.unreadable = None
         if self.applied.listed:
-            self.healed += sum(1 for key, row in self.applied.rows.items() if there.get(key) != row)
+            self.healed += sum(1 for key in self.applied.rows if self._has_drifted(key, there))
         self._stood.update(there)
         self.applied.replace(there)
         self._unsettled = dict.fromkeys((*self.desired.rows, *there))
+
+    def _has_drifted(self, key: K, there: Mapping[K, R]) -> bool:
+        """A row that is put only once is not put again if it is another now."""
+        return key not in there or (not self.once and there[key] != self.applied.rows[key])
 
     def run(self, now: float) -> float | None:
         """One pass. Returns when a failed row wants another try, or None."""

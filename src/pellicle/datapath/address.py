@@ -7,7 +7,7 @@ RFC 4291 §2.5.5.2. One key form serves both families; see `struct addr` and
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 
 from pellicle.facts import Address, Network
 
@@ -33,6 +33,12 @@ def from_cidr(prefixlen: int, raw: bytes) -> Network:
     address = from_bytes(raw)
     length = prefixlen - 96 if isinstance(address, IPv4Address) else prefixlen
     return ip_network((address, length))
+
+
+def host_network(address: Address) -> Network:
+    """The network that it has alone."""
+    kind = IPv4Network if isinstance(address, IPv4Address) else IPv6Network
+    return kind((int(address), address.max_prefixlen))
 
 
 def gateway(cidr: Network) -> Address:

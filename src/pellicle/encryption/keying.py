@@ -11,10 +11,10 @@ The only decisions here are when to ask: at each change, each event, and when th
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import structlog
 
@@ -23,8 +23,8 @@ from pellicle.facts import Address, Engine, Node, NodeName, Offer, PairId
 from pellicle.keys import history
 from pellicle.keys.history import KeyEvent
 from pellicle.keys.pairing import KeyPlan, PeerKeys, ProbeKind, Sa, SaKey
-from pellicle.keys.rows import Direction, Send
-from pellicle.table import Table
+from pellicle.keys.rows import Send
+from pellicle.table import Changes, Table
 
 SETTLE_SECONDS = 0.02
 
@@ -34,9 +34,9 @@ log = structlog.get_logger()
 class Ring(Protocol):
     """What decides about keys: `Keyring`, or `ManualKeys` where nothing is derived."""
 
-    def start(self, published: Iterable[Offer], standing: Iterable[Sa], /) -> None: ...
-    def peers(self, nodes: Mapping[NodeName, Node]) -> None: ...
-    def standing(self, rows: Iterable[Sa]) -> None: ...
+    def start(self, published: Iterable[Offer], standing: Mapping[SaKey, Sa], /) -> None: ...
+    def peers(self, nodes: Mapping[NodeName, Node], changed: Iterable[NodeName], /) -> None: ...
+    def standing(self, rows: Mapping[SaKey, Sa], changed: Collection[SaKey], /) -> None: ...
     def sending(self, pairs: Iterable[PairId]) -> None: ...
     def confirmed(self, pair: PairId) -> None: ...
     def probe(self, pair: PairId, kind: ProbeKind) -> None: ...
@@ -45,6 +45,14 @@ class Ring(Protocol):
     def prove_anew(self) -> None: ...
     def judge_anew(self) -> None: ...
     def plan(self, now: float) -> KeyPlan: ...
+
+
+class _News(NamedTuple):
+    """Where to look in what the ring is told."""
+
+    nodes: Changes[NodeName]
+    standing: Changes[SaKey]
+    encrypt_up: Changes[EncryptKey]
 
 
 @dataclass(slots=True)
@@ -113,49 +121,50 @@ class Keying:
                 changed.clear()
                 await changed.wait()
             own = self.nodes.rows.get(self.local)
-            self.ring.start(own.offers if own else (), self.standing.rows.values())
+            news = _News(self.nodes.follow(), self.standing.follow(), self.encrypt_up.follow())
+            self.ring.start(own.offers if own else (), self.standing.rows)
             while True:
                 changed.clear()
-                wake = self._step()
+                wake = self._step(news)
                 with suppress(TimeoutError):
                     async with asyncio.timeout(wake):
                         await changed.wait()
                 await asyncio.sleep(SETTLE_SECONDS)
 
-    def _step(self) -> float | None:
-        self.ring.peers(_others(self.nodes.rows, self.local))
-        self.ring.standing(self.standing.rows.values())
-        self.ring.sending(row.pair for row in self.encrypt_up.rows.values())
+    def _step(self, news: _News) -> float | None:
+        self.ring.peers(self.nodes.rows, news.nodes.take())
+        self.ring.standing(self.standing.rows, news.standing.take())
+        if news.encrypt_up.take() or self.plan is None:
+            self.ring.sending(row.pair for row in self.encrypt_up.rows.values())
         now = self.clock()
-        plan = self.ring.plan(now)
-        before, self.plan = self.plan, plan
-        self.sas.replace(plan.sas)
-        self.sends.replace(plan.sends)
-        self.peers.replace({peer.node: peer for peer in plan.peers})
-        if plan.probes:
-            self._send(plan)
+        before, self.plan = self.plan, self.ring.plan(now)
+        self._show(before, self.plan)
+        for key, kind in self.plan.probes:
+            self._send(key, kind)
+        return None if self.plan.wake is None else max(0.0, self.plan.wake - now)
+
+    def _show(self, before: KeyPlan | None, plan: KeyPlan) -> None:
+        """Put what is new of a plan where it belongs."""
+        if plan.changed is None:
+            self.sas.replace(plan.sas)
+        else:
+            put = {key: plan.sas[key] for key in plan.changed if key in plan.sas}
+            self.sas.change(put, [key for key in plan.changed if key not in put])
+        if before is None or before.sends is not plan.sends:
+            self.sends.replace(plan.sends)
+        if before is None or before.peers is not plan.peers:
+            self.peers.replace(plan.peers)
         if before is None or (before.own, before.peers) != (plan.own, plan.peers):
             self.tell(tuple(history.events(before, plan, self.wall())))
         if before is None or before.offers != plan.offers:
             self.publish(plan.offers)
-        return None if plan.wake is None else max(0.0, plan.wake - now)
 
-    def _send(self, plan: KeyPlan) -> None:
-        """Those that cannot be sent now are due again soon."""
-        outbound = {
-            (sa.pair, sa.number): sa
-            for sa in self.standing.rows.values()
-            if sa.direction is Direction.OUT
-        }
-        for pair, number, kind in plan.probes:
-            sa = outbound.get((pair, number))
-            if sa is None or (sa.engine is Engine.XFRM and pair not in self.passable.rows):
-                continue
-            try:
-                self.probe(sa, kind)
-            except OSError as error:
-                log.warning("probe not sent", pair=f"{pair:016x}", error=str(error))
-
-
-def _others(nodes: Mapping[NodeName, Node], local: NodeName) -> Mapping[NodeName, Node]:
-    return {name: node for name, node in nodes.items() if name != local}
+    def _send(self, key: SaKey, kind: ProbeKind) -> None:
+        """What cannot be sent now is due again soon."""
+        sa = self.standing.rows.get(key)
+        if sa is None or (sa.engine is Engine.XFRM and sa.pair not in self.passable.rows):
+            return
+        try:
+            self.probe(sa, kind)
+        except OSError as error:
+            log.warning("probe not sent", pair=f"{sa.pair:016x}", error=str(error))

@@ -15,8 +15,8 @@ anything else, and are the last to go.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from ipaddress import ip_network
 
+from pellicle.datapath.address import host_network
 from pellicle.datapath.xfrm_device import IF_ID
 from pellicle.encryption.routes import DEFAULTS
 from pellicle.encryption.states import OUT_MASK, mark_of, out_reqid
@@ -86,7 +86,7 @@ def _to(sa: Sa, node: Node) -> Iterable[Policy]:
     template = Template(sa.source, sa.destination, sa.spi, out_reqid(sa.slot))
     prefixes: list[Network] = list(node.pod_cidrs)
     if sa.number == NODE_SA:
-        prefixes += map(ip_network, node.addresses)
+        prefixes += map(host_network, node.addresses)
     for prefix in prefixes:
         yield Policy(
             PolicyDirection.OUT, ANY[prefix.version], prefix, mark, IF_ID, PEER_PRIORITY,

@@ -27,12 +27,12 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import ip_network
 
-from pellicle.datapath.address import gateway
+from pellicle.datapath.address import gateway, host_network
 from pellicle.datapath.programs import DOOR_HOST, DOOR_XFRM
 from pellicle.encryption.table import EncryptKey, EncryptRow, key_for
 from pellicle.facts import Address, Engine, Link, Network, Node, NodeName
 from pellicle.kernel.netlink import Netlink
-from pellicle.keys.peer import outer_addresses
+from pellicle.keys.records import outer_addresses
 from pellicle.wire.netlink import Route, RouteKind, Rule
 
 MARK_ENCRYPT, MARK_MASK = 0xE00, 0xF00
@@ -153,10 +153,10 @@ class RoutePlan:
             yield Route(cidr, door, table=marked, mtu=mtu)
             yield Route(cidr, door, source=source, table=unmarked, mtu=mtu)
         for address in node.addresses:
-            yield Route(ip_network(address), door, table=marked, mtu=mtu)
+            yield Route(host_network(address), door, table=marked, mtu=mtu)
             if self.are_nodes_encrypted:
                 source = sources.get(address.version)
-                yield Route(ip_network(address), door, source=source, table=unmarked, mtu=mtu)
+                yield Route(host_network(address), door, source=source, table=unmarked, mtu=mtu)
 
 
 class RouteTarget:

@@ -51,17 +51,18 @@ class KeyEvent(msgspec.Struct, frozen=True, omit_defaults=True):
 def events(before: KeyPlan | None, after: KeyPlan, at: str) -> Iterator[KeyEvent]:
     """What happened between two plans; all that is, if there was none."""
     yield from _offers(before, after, at)
-    known = {peer.node: peer for peer in before.peers} if before else {}
-    for peer in after.peers:
-        yield from _peer(known.pop(peer.node, None), peer, at)
-    for name in known:
+    known = before.peers if before else {}
+    for name, peer in after.peers.items():
+        if known.get(name) is not peer:
+            yield from _peer(known.get(name), peer, at)
+    for name in known.keys() - after.peers.keys():
         yield KeyEvent(at, Happened.GONE, peer=name)
 
 
 def progress(plan: KeyPlan, last: int) -> dict[str, Any]:
     """How far a rotation is that was asked for when offer `last` was the newest one."""
     newest = plan.own[-1]
-    peers = [peer for peer in plan.peers if peer.state in _AGREE]
+    peers = [peer for peer in plan.peers.values() if peer.state in _AGREE]
     is_begun = newest.epoch != last
     waiting = [peer.node for peer in peers if not (is_begun and peer.confirmed)]
     stale = [peer.node for peer in peers if peer.state is PeerState.STALE]

@@ -31,7 +31,7 @@ from pellicle.facts import (
     Spi,
 )
 from pellicle.keys.derivation import SALT_BYTES
-from pellicle.keys.peer import outer_addresses
+from pellicle.keys.records import outer_addresses
 from pellicle.keys.rows import (
     Direction,
     KeyPlan,
@@ -136,10 +136,9 @@ class ManualKeys:
 
     # --- what is so ---------------------------------------------------------------------------
 
-    def start(self, _published: Iterable[Offer], standing: Iterable[Sa]) -> None:
+    def start(self, _published: Iterable[Offer], standing: Mapping[SaKey, Sa]) -> None:
         """Once, before anything else: what an earlier life of this node left behind."""
-        rows = list(standing)
-        for sa in rows:
+        for sa in standing.values():
             if sa.pair not in self._slot_of:
                 self._slot_of[sa.pair] = sa.slot
                 self._slots.keep(sa.slot)
@@ -147,9 +146,11 @@ class ManualKeys:
                 place = _Place(sa.direction, key, sa.node, sa.source, sa.destination)
                 if place.pair(sa.local_epoch) == sa.pair:
                     self._lives[place] = max(sa.local_epoch, self._lives.get(place, 0))
-        self.standing(rows)
+        self.standing(standing)
 
-    def peers(self, nodes: Mapping[NodeName, Node]) -> None:
+    def peers(
+        self, nodes: Mapping[NodeName, Node], _changed: Iterable[NodeName] | None = None
+    ) -> None:
         """All other nodes, as their records say now. A claim of another's address is refused."""
         holders: dict[Address, NodeName] = dict.fromkeys(self._local.addresses, self._local.name)
         good, refused = {}, []
@@ -165,9 +166,9 @@ class ManualKeys:
             good[name] = node
         self._nodes, self._refused = good, tuple(refused)
 
-    def standing(self, rows: Iterable[Sa]) -> None:
+    def standing(self, rows: Mapping[SaKey, Sa], _changed: Collection[SaKey] | None = None) -> None:
         """All SAs that stand in the kernel now. What vanished is not put again under its name."""
-        before, self._standing = self._standing, {sa.at: sa for sa in rows}
+        before, self._standing = self._standing, rows
         for at in before.keys() - self._standing.keys():
             if at in self._wanted:
                 self._lives[self._wanted[at]] += 1
@@ -254,9 +255,9 @@ class ManualKeys:
             sas=MappingProxyType(sas),
             sends=MappingProxyType(sends),
             probes=(),
-            peers=tuple(
-                self._peer(name, outer, used.get(name, ())) for name, outer in outers.items()
-            ),
+            peers={
+                name: self._peer(name, outer, used.get(name, ())) for name, outer in outers.items()
+            },
             own=tuple(self._own()),
             rejected=(*self._rejected, *self._refused),
             wake=min(self._wakes(), default=None),

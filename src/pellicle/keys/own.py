@@ -10,13 +10,26 @@ makes no new pair, but the SAs that it once made may still carry traffic.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from pellicle.facts import Epoch, NodeName, Offer, PairId, Rejected
-from pellicle.keys.offers import LAST_EPOCH, MOST_OFFERS, NONCE_BYTES, OwnOffer, prove, prover
+from pellicle.keys.offers import (
+    LAST_EPOCH,
+    MOST_OFFERS,
+    NONCE_BYTES,
+    OwnOffer,
+    fingerprint,
+    prove,
+    prover,
+)
+from pellicle.keys.rows import OfferState, OwnKeys
 from pellicle.keys.trust import Trust
 
+LIFETIME_SECONDS = 3600.0
+"""Of an offer, before the next one is made."""
+JITTER = 0.2
+"""Of it, at random: nodes that started together do not go on together."""
 PUBLISH_SECONDS = 5.0
 """A new offer is published then even if some SA does not stand yet: probes will find out."""
 ROTATION_SECONDS = 300.0
@@ -51,9 +64,10 @@ class OwnOffers:
         random: Callable[[int], bytes],
         published: Iterable[Offer],
         standing_epochs: set[Epoch],
+        lifetime: float = LIFETIME_SECONDS,
     ) -> None:
         """`secrets`: what is proven with any of them may be ours."""
-        self._node, self._random = node, random
+        self._node, self._random, self._lifetime = node, random, lifetime
         self._boot_nonce = random(NONCE_BYTES)
         self._standing_epochs = standing_epochs
         self.rejected: list[Rejected] = []
@@ -87,10 +101,20 @@ class OwnOffers:
         """Whether a rotation is under way."""
         return len(self.all) >= MOST_OFFERS
 
-    @property
-    def next_at(self) -> float:
-        """When the next one may be made."""
-        return self._next_at
+    def must_make(self, now: float, *, is_asked: bool, is_broken: bool) -> bool:
+        """Whether it is time for another one. `is_broken`: only that can help some peer."""
+        newest = self.newest
+        if newest is None:
+            return True
+        if newest.published_at is None or now < self._next_at:
+            return False
+        is_old = now >= newest.made_at + self._lifetime_of(newest)
+        return is_broken or (not self.is_full and (is_asked or is_old))
+
+    def _lifetime_of(self, own: Own) -> float:
+        """Cut short by a part that is the offer's own: its public key is as good as dice."""
+        part = int.from_bytes(own.offer.public_key[-5:-1]) / 2**32
+        return self._lifetime * (1 - JITTER * part)
 
     def make(self, now: float, secret: Trust, *, is_forced: bool) -> None:
         """A new offer, proven with this secret and not yet published; a rotation under way ends.
@@ -109,6 +133,50 @@ class OwnOffers:
         self._last_epoch = epoch
         self.all.append(Own(half.offer, half, secret, now))
         self.version += 1
+
+    def advance(self, now: float, *, is_ready: bool, has_moved: bool) -> bool:
+        """Publish the newest one, withdraw the oldest; whether one of them was due.
+
+        `is_ready`: all inbound SAs of the newest stand; `has_moved`: every peer sends on it.
+        """
+        newest = self.newest
+        assert newest, "it was made"
+        if newest.published_at is None:
+            if now < newest.made_at + PUBLISH_SECONDS and not is_ready:
+                return False
+            self.publish(now)
+            return True
+        if not self.is_full:
+            return False
+        if now < newest.published_at + ROTATION_SECONDS and not has_moved:
+            return False
+        self.withdraw_oldest()
+        return True
+
+    def wakes(self, *, is_wanted: bool) -> Iterator[float]:
+        """When something becomes due. `is_wanted`: the next one is, as soon as may be."""
+        newest = self.newest
+        if newest is None:
+            return
+        if newest.published_at is None:
+            yield newest.made_at + PUBLISH_SECONDS
+            return
+        yield max(newest.made_at + self._lifetime_of(newest), self._next_at)
+        if self.is_full:
+            yield newest.published_at + ROTATION_SECONDS
+        if is_wanted:
+            yield self._next_at
+
+    def keys(self) -> Iterator[OwnKeys]:
+        """How far they are, in words."""
+        for own in self.all:
+            if own.published_at is None:
+                state, why = OfferState.PREPARING, "its inbound SAs are being put in place"
+            elif own is self.all[-1]:
+                state, why = OfferState.CURRENT, "published"
+            else:
+                state, why = OfferState.RETIRING, "until every peer has answered on the newer one"
+            yield OwnKeys(own.offer.epoch, fingerprint(own.offer), state, why)
 
     def prove_anew(self) -> None:
         """The same offers, proven with what proves them now."""

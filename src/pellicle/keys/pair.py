@@ -100,8 +100,20 @@ class Pair:
         """The peer has shown that it can open what is sent on it."""
         return self.has_outs and self.is_confirmed and not self.is_doubted
 
-    def stand(self, ins: int, outs: int) -> bool:
-        """Take note of what stands now; whether anything changed."""
+    def outbound(self, number: int) -> SaKey:
+        """The name of that SA."""
+        return next(
+            at for at, sa in self.sas if (sa.direction, sa.number) == (Direction.OUT, number)
+        )
+
+    def stand(self, rows: Iterable[Sa]) -> bool:
+        """Take note of what stands of it now; whether anything changed."""
+        ins = outs = 0
+        for sa in rows:
+            if sa.direction is Direction.IN:
+                ins |= 1 << sa.number
+            else:
+                outs |= 1 << sa.number
         if (ins, outs) == (self.ins, self.outs):
             return False
         if not self.is_lost and (self.ins & ~ins or self.outs & ~outs):

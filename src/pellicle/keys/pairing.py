@@ -6,22 +6,27 @@ then ask for the plan. It promises that
   - no SA's key is ever put twice: each pair of offers is planned once, and what broke or was
     removed needs a new offer of ours;
   - a node is sent to only on a pair that it was seen to use itself, hence can open;
-  - a pair is taken away only when the peer is known to send on a better one, or is gone.
-See pair.py for the life of a pair, own.py for that of our offers, peer.py for the end of both.
+  - a pair is taken away only when the peer is known to send on a better one, or is gone;
+  - a plan costs what changed since the last one, however many peers there are, and never much:
+    what concerns thousands of them is spread over many plans.
+See pair.py for the life of a pair, own.py for that of our offers, peer.py for the end of both,
+records.py for what peers are believed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from types import MappingProxyType
+from typing import TypeVar
 
-from pellicle.facts import Address, Cipher, Engine, Node, NodeName, Offer, PairId, Rejected
+from pellicle.facts import Cipher, Engine, Node, NodeName, Offer, PairId
 from pellicle.keys.derivation import extract
-from pellicle.keys.offers import fingerprint
-from pellicle.keys.own import PUBLISH_SECONDS, ROTATION_SECONDS, Own, OwnOffers
+from pellicle.keys.own import LIFETIME_SECONDS, Own, OwnOffers
 from pellicle.keys.pair import Pair, Terms, adopted, plan_sas
-from pellicle.keys.peer import Peer, Record, Rules, read_record
+from pellicle.keys.peer import Peer
+from pellicle.keys.peers import Peers
+from pellicle.keys.records import GRACE_SECONDS, LOOK_SECONDS, Records, Rules
 from pellicle.keys.rows import (
     Direction,
     KeyPlan,
@@ -39,22 +44,22 @@ from pellicle.keys.slots import Slots
 from pellicle.keys.trust import Trust
 
 __all__ = [
-    "Direction", "KeyPlan", "Keyring", "LocalNode", "OfferState", "OwnKeys", "PeerKeys",
-    "PeerState", "ProbeKind", "Sa", "SaKey", "Send",
+    "GRACE_SECONDS", "LOOK_SECONDS", "Direction", "KeyPlan", "Keyring", "LocalNode", "OfferState",
+    "OwnKeys", "PeerKeys", "PeerState", "ProbeKind", "Sa", "SaKey", "Send",
 ]  # fmt: skip
 
-DERIVATIONS_PER_PLAN = 512
-"""More would hold up everything else for too long; the rest follows in the next plan."""
-LIFETIME_SECONDS = 3600.0
-"""Of an offer, before the next one is made."""
-JITTER = 0.2
-"""Of it, at random: nodes that started together do not go on together."""
-GRACE_SECONDS = 3600.0
-"""How long a secret that was replaced is still good: other nodes' files change later."""
-LOOK_SECONDS = 10.0
-"""Between two looks at proofs that come to an end."""
+RECORDS_PER_PLAN = 60
+"""To be judged. More would hold up everything else for too long; the rest follows in the next
+plan."""
+PEERS_PER_PLAN = 200
+"""To be looked at."""
+DERIVATIONS_PER_PLAN = 60
 PROBED_SA = 0
 """One SA answers for all of its pair."""
+
+R = TypeVar("R")
+Marked = dict[Peer, None]
+"""A set that keeps its order."""
 
 
 class Keyring:
@@ -78,106 +83,74 @@ class Keyring:
         `ciphers`: what `engine`, which has the SAs of all new pairs, can and may use.
         """
         self._local = node
-        self._secrets = tuple(secrets)
-        self._leaving: dict[Trust, float | None] = {}
-        """Secrets that were replaced, and when: None until the next plan."""
-        self._rules = Rules(node, self._secrets, tuple(ciphers), outer_family)
+        self._records = Records(Rules(node, tuple(secrets), tuple(ciphers), outer_family))
         self._engine = engine
         self._random = random
         self._drain = drain_seconds
         self._packet_limit = packet_limit
         self._lifetime = lifetime_seconds
-        self._peers: dict[NodeName, Peer] = {}
-        self._pairs: dict[PairId, Pair] = {}
+        self._peers = Peers(node.name)
         self._slots = Slots()
-        self._strays: dict[Address, Peer] = {}
-        """Of adopted pairs whose node no record names."""
         self._own: OwnOffers | None = None
         self._sending: frozenset[PairId] | None = None
         self._must_rotate = False
         self._is_listed = False
-        self._looked_at = float("-inf")
-        """At the clock of proofs."""
-        self._sas: Mapping[SaKey, Sa] | None = None
-        self._refused: tuple[Rejected, ...] = ()
+        self._waiting: Marked = {}
+        """With pairs that are still to be derived."""
+        self._unready: Marked = {}
+        """With pairs of our newest offer whose inbound SAs do not stand."""
+        self._behind: Marked = {}
+        """Who could, but are not known to send on a pair of it."""
+        self._broken: Marked = {}
+        """With whom only another offer of ours can help."""
+        self._sas: dict[SaKey, Sa] = {}
+        self._sends: dict[NodeName, Send] = {}
+        self._keys: dict[NodeName, PeerKeys] = {}
+        self._changed: dict[SaKey, None] = {}
+        """Where `_sas` differs from the last plan."""
+        self._plan: KeyPlan | None = None
 
     # --- what is so --------------------------------------------------------------------------
 
-    def start(self, published: Iterable[Offer], standing: Iterable[Sa]) -> None:
+    def start(self, published: Iterable[Offer], standing: Mapping[SaKey, Sa]) -> None:
         """Once, before anything else: what an earlier life of this node left behind."""
-        rows = list(standing)
-        self._pairs = adopted(rows)
-        epochs = {pair.local_epoch for pair in self._pairs.values()}
-        self._own = OwnOffers(self._local.name, self._secrets, self._random, published, epochs)
-        for pair in self._pairs.values():
+        pairs = adopted(standing.values())
+        epochs = {pair.local_epoch for pair in pairs.values()}
+        secrets = self._records.secrets
+        self._own = OwnOffers(
+            self._local.name, secrets, self._random, published, epochs, self._lifetime
+        )
+        self._peers.adopt(pairs)
+        for pair in pairs.values():
             self._slots.keep(pair.slot)
-            stray = self._strays.setdefault(pair.node, Peer(NodeName(str(pair.node))))
-            stray.pairs[pair.id] = pair
-        self.standing(rows)
+            self._want(pair)
+        self.standing(standing)
 
-    def peers(self, nodes: Mapping[NodeName, Node]) -> None:
-        """All other nodes, as their records say now."""
+    def peers(
+        self, nodes: Mapping[NodeName, Node], changed: Iterable[NodeName] | None = None
+    ) -> None:
+        """All other nodes, as their records say now. `changed`: only these may differ from what
+        was said before.
+        """
         self._is_listed = True
-        holders: dict[Address, NodeName] = dict.fromkeys(self._local.addresses, self._local.name)
-        refused = []
-        for name in sorted(nodes.keys() - {self._local.name}, key=self._precedence):
-            node = nodes[name]
-            rival = next((holders[a] for a in node.addresses if a in holders), None)
-            if rival is not None:
-                why = f"an address of it belongs to node {rival}"
-                refused.append(Rejected(f"record of node {name}", "addresses", why))
-                self._refuse(name, node, why)
+        self._records.hear(nodes, changed)
+
+    def standing(self, rows: Mapping[SaKey, Sa], changed: Collection[SaKey] | None = None) -> None:
+        """All SAs that stand in the kernel now; `changed` as above."""
+        ids = self._peers.pairs if changed is None else dict.fromkeys(at.pair for at in changed)
+        for id_ in ids:
+            peer = self._peers.holder(id_)
+            if peer is None:
                 continue
-            holders.update(dict.fromkeys(node.addresses, name))
-            self._read(name, node)
-        for name in self._peers.keys() - nodes.keys():
-            self._refuse(name, None, "is gone")
-        self._refused = tuple(refused)
-
-    def _precedence(self, name: NodeName) -> tuple[bool, NodeName]:
-        """Who held an address before holds it still."""
-        peer = self._peers.get(name)
-        return peer is None or peer.is_refused, name
-
-    def _read(self, name: NodeName, node: Node) -> None:
-        peer = self._peers.setdefault(name, Peer(name))
-        if peer.node == node and not peer.is_refused:
-            return
-        peer.node, peer.record, peer.is_refused = node, read_record(node, self._rules), False
-        stray = self._strays.pop(node.addresses[0], None) if node.addresses else None
-        if stray:
-            for pair in stray.pairs.values():
-                pair.rank_between(self._local.name, name)
-            peer.pairs.update(stray.pairs)
-
-    def _refuse(self, name: NodeName, node: Node | None, why: str) -> None:
-        peer = self._peers.setdefault(name, Peer(name))
-        peer.node, peer.is_refused = node, True
-        peer.record = Record(state=PeerState.NO_OFFER, why=why)
-
-    def standing(self, rows: Iterable[Sa]) -> None:
-        """All SAs that stand in the kernel now."""
-        ins = dict.fromkeys(self._pairs, 0)
-        outs = dict.fromkeys(self._pairs, 0)
-        seen: set[PairId] = set()
-        for sa in rows:
-            if sa.pair not in ins:
-                continue
-            if sa.direction is Direction.OUT:
-                outs[sa.pair] |= 1 << sa.number
-                continue
-            ins[sa.pair] |= 1 << sa.number
-            if sa.first_seen:
-                seen.add(sa.pair)
-        for id_ in seen:
-            self._pairs[id_].see()
-        has_broken = False
-        for id_, pair in self._pairs.items():
-            if pair.stand(ins[id_], outs[id_]):
-                self._sas = None
-                has_broken |= pair.has_just_broken
-        if has_broken:
-            for peer in self._peers.values():
+            pair = peer.pairs[id_]
+            found = [sa for at, _ in pair.sas if (sa := rows.get(at))]
+            if not pair.is_confirmed and any(sa.first_seen for sa in found):
+                pair.see()
+                self._peers.look_at([peer])
+            if pair.stand(found):
+                self._want(pair)
+                self._peers.look_at([peer])
+            if pair.has_just_broken:
                 peer.doubt_below_broken()
 
     def sending(self, pairs: Iterable[PairId]) -> None:
@@ -186,24 +159,32 @@ class Keyring:
         A peer is answered, and a pair taken away, only on the strength of this, so that both
         hold even if this agent dies at once. Never called: the last plan is taken for done.
         """
-        self._sending = frozenset(pairs)
+        before, self._sending = self._sending or frozenset(), frozenset(pairs)
+        for id_ in before ^ self._sending:
+            self._said_of(id_)
 
     def confirmed(self, pair: PairId) -> None:
         """The datapath authenticated the first packet on an inbound SA of `pair`."""
-        if pair in self._pairs:
-            self._pairs[pair].hear()
+        for each in self._said_of(pair):
+            each.hear()
 
     def probe(self, pair: PairId, kind: ProbeKind) -> None:
         """A probe of the peer came in on `pair`."""
-        if pair in self._pairs:
-            self._pairs[pair].hear(
-                is_asked=kind == ProbeKind.ASK, is_answered=kind == ProbeKind.ANSWER
-            )
+        for each in self._said_of(pair):
+            each.hear(is_asked=kind == ProbeKind.ASK, is_answered=kind == ProbeKind.ANSWER)
 
     def spent(self, pair: PairId) -> None:
         """An outbound SA of `pair` nears its last sequence number."""
-        if pair in self._pairs:
-            self._pairs[pair].is_spent = True
+        for each in self._said_of(pair):
+            each.is_spent = True
+
+    def _said_of(self, id_: PairId) -> Iterable[Pair]:
+        """The pair, if it is one of ours; its peer is looked at in the next plan."""
+        peer = self._peers.holder(id_)
+        if peer is None:
+            return ()
+        self._peers.look_at([peer])
+        return (peer.pairs[id_],)
 
     def rotate(self) -> None:
         """Make a new offer as soon as the last rotation is over."""
@@ -214,51 +195,16 @@ class Keyring:
 
         A new offer follows if ours are to be proven with another one.
         """
-        before = {each.fingerprint: each for each in self._rules.secrets}
-        now = tuple(before.get(each.fingerprint, each) for each in secrets)
-        if now == self._secrets:
-            return
-        self._must_rotate |= now[0] is not self._secrets[0]
-        gone = dict.fromkeys(each for each in self._secrets if each not in now)
-        self._leaving = {
-            secret: since for secret, since in (gone | self._leaving).items() if secret not in now
-        }
-        self._secrets = now
-        self.judge_anew()
+        self._must_rotate |= self._records.know(secrets)
 
     def prove_anew(self) -> None:
         """What proves our offers was renewed: they are the same, with another proof."""
         if self._own:
             self._own.prove_anew()
 
-    def _judge_by_clock(self) -> None:
-        """Records of which some proof has come to its end or its begin; all if it was set back."""
-        now = self._secrets[0].now()
-        if now is None:
-            return
-        if now < self._looked_at:
-            self.judge_anew()
-        self._looked_at = now
-        for peer in self._peers.values():
-            if peer.node is not None and peer.record.until <= now:
-                peer.record = read_record(peer.node, self._rules)
-
     def judge_anew(self) -> None:
-        """Every record, by what is good now."""
-        good = (*self._secrets, *self._leaving)
-        self._rules = replace(self._rules, secrets=good)
-        for peer in self._peers.values():
-            if peer.node is not None and not peer.is_refused:
-                peer.record = read_record(peer.node, self._rules)
-
-    def _forget_secrets(self, now: float) -> None:
-        """Those that were replaced long ago."""
-        for secret, since in list(self._leaving.items()):
-            if since is None:
-                self._leaving[secret] = now
-            elif now >= since + GRACE_SECONDS:
-                del self._leaving[secret]
-                self.judge_anew()
+        """By what others' offers are judged has changed."""
+        self._records.judge_anew()
 
     # --- what ought to be ---------------------------------------------------------------------
 
@@ -266,86 +212,63 @@ class Keyring:
         """What ought to be, given all that was said. Probes in it count as sent."""
         assert self._own, "start() comes first"
         own = self._own
-        self._forget_secrets(now)
-        self._judge_by_clock()
-        sending = self._sending
-        if sending is None:
-            sending = frozenset(pair.id for pair in self._chosen().values())
-        is_done = True
+        for verdict in self._records.take(now, RECORDS_PER_PLAN):
+            self._peers.believe(verdict)
+        self._peers.wake(now)
+        if self._slots.has_free:
+            self._peers.look_at(islice(self._waiting, DERIVATIONS_PER_PLAN))
+        probes: list[tuple[SaKey, ProbeKind]] = []
         if self._is_listed:
-            self._offer(own, now)
-            for peer in (*self._peers.values(), *self._strays.values()):
-                is_done &= not self._end_pairs(peer, sending, now)
-            self._forget_gone()
-            is_done &= not (self._slots.has_free and any(p.todo for p in self._peers.values()))
-        known = [peer for peer in self._peers.values() if peer.node]
-        chosen = self._chosen()
-        return KeyPlan(
-            offers=own.published,
-            sas=self._wanted(),
-            sends=MappingProxyType(
-                {
-                    peer.name: Send(pair.id, pair.engine, peer.node.addresses[0])
-                    for peer in known
-                    if peer.node and not peer.is_refused and (pair := chosen.get(peer.name))
-                }
-            ),
-            probes=tuple(self._probes(sending, now)),
-            peers=tuple(
-                peer.keys(chosen.get(peer.name), own.newest, now, has_slots=self._slots.has_free)
-                for peer in known
-            ),
-            own=tuple(self._own_keys(own)),
-            rejected=(
-                *own.rejected,
-                *self._refused,
-                *(r for p in known for r in p.record.rejected),
-            ),
-            wake=min(self._wakes(own, sending, now), default=None) if is_done else now,
-        )
+            had_slots, looked = self._slots.has_free, self._offer(own, now)
+            for peer in looked:
+                probes.extend(self._settle(peer, own, now))
+            if self._slots.has_free != had_slots:
+                # All who wait say why.
+                self._peers.look_at(peer for peer in self._waiting if peer not in looked)
+        self._plan = self._made(own, tuple(probes), now)
+        return self._plan
 
-    def _offer(self, own: OwnOffers, now: float) -> None:
-        """Make, publish and withdraw our offers, and derive the pairs that they make possible."""
-        budget = DERIVATIONS_PER_PLAN
+    def _offer(self, own: OwnOffers, now: float) -> Marked:
+        """Make, publish and withdraw our offers, and derive the pairs that they make possible.
+
+        Who was looked at.
+        """
+        looked: Marked = {}
+        room, budget = PEERS_PER_PLAN, DERIVATIONS_PER_PLAN
         while True:
-            for peer in (*self._peers.values(), *self._strays.values()):
+            for peer in self._peers.take(room):
+                room -= 1
+                looked[peer] = None
                 peer.match(self._local, own.all, own.version)
                 while peer.todo and budget and self._slots.has_free:
                     budget -= self._derive(peer, *peer.todo.pop())
-            is_broken = self._is_broken(own)
-            if self._must_make(own, is_broken, now):
+                self._note(peer, own)
+            is_broken = bool(self._broken)
+            if own.must_make(now, is_asked=self._must_rotate, is_broken=is_broken):
                 self._must_rotate = False
-                own.make(now, self._secrets[0], is_forced=is_broken)
-            elif not self._advance(own, now):
-                return
+                own.make(now, self._records.secrets[0], is_forced=is_broken)
+                self._broken.clear()
+            elif not own.advance(
+                now,
+                is_ready=not (self._is_busy or self._unready),
+                has_moved=not (self._is_busy or self._behind),
+            ):
+                return looked
+            self._peers.look_at_all()
 
-    def _is_broken(self, own: OwnOffers) -> bool:
-        """Whether some peer can be agreed with only by a new offer of ours."""
+    def _note(self, peer: Peer, own: OwnOffers) -> None:
+        """How far the peer is with our newest offer."""
         newest = own.newest
-        if newest is None:
-            return False
-        for peer in self._peers.values():
-            best = peer.best
-            if best is None or best not in newest.used:
-                continue
-            pair = self._pairs.get(best)
-            if pair is None or pair.is_lost or pair.is_spent or not peer.is_live(pair):
-                return True
-        return False
+        _mark(self._waiting, peer, bool(peer.todo))
+        _mark(self._unready, peer, newest is not None and not peer.is_ready(newest))
+        _mark(self._behind, peer, newest is not None and peer.is_behind(newest))
+        _mark(self._broken, peer, newest is not None and peer.is_broken(newest))
 
-    def _must_make(self, own: OwnOffers, is_broken: bool, now: float) -> bool:
-        newest = own.newest
-        if newest is None:
-            return True
-        if newest.published_at is None or now < own.next_at:
-            return False
-        is_old = now >= newest.made_at + self._lifetime_of(newest)
-        return is_broken or (not own.is_full and (self._must_rotate or is_old))
-
-    def _lifetime_of(self, own: Own) -> float:
-        """Cut short by a part that is the offer's own: its public key is as good as dice."""
-        part = int.from_bytes(own.offer.public_key[-5:-1]) / 2**32
-        return self._lifetime * (1 - JITTER * part)
+    @property
+    def _is_busy(self) -> bool:
+        """Whether there is something to do at once that was too much for one plan."""
+        is_deriving = bool(self._waiting) and self._slots.has_free
+        return self._peers.has_due or is_deriving or not self._records.are_judged
 
     def _derive(self, peer: Peer, own: Own, offer: Offer, id_: PairId) -> int:
         """Plan a pair that never was; how many derivations it took."""
@@ -363,112 +286,108 @@ class Keyring:
         if peer.has_spi_of(pair):
             self._slots.free(pair.slot)
         else:
-            peer.pairs[id_] = self._pairs[id_] = pair
-            self._sas = None
+            self._peers.hold(peer, pair)
+            self._want(pair)
         return 1
 
-    def _advance(self, own: OwnOffers, now: float) -> bool:
-        """Publish the newest offer, withdraw the oldest; whether one of them was due."""
-        newest = own.newest
-        assert newest, "the first plan makes one"
-        if newest.published_at is None:
-            if now < newest.made_at + PUBLISH_SECONDS and not self._is_ready(newest):
-                return False
-            own.publish(now)
-            return True
-        if not own.is_full:
-            return False
-        everyone = (peer for peer in self._peers.values() if peer.record.offers)
-        if now < newest.published_at + ROTATION_SECONDS and not all(
-            p.has_moved(newest) for p in everyone
-        ):
-            return False
-        own.withdraw_oldest()
-        return True
-
-    def _is_ready(self, own: Own) -> bool:
-        """Whether every inbound SA that `own` makes possible stands."""
-        return all(
-            not peer.todo
-            and all(pair.has_ins or pair.is_lost for pair in peer.pairs.values() if pair.own is own)
-            for peer in self._peers.values()
-        )
-
-    def _chosen(self) -> dict[NodeName, Pair]:
-        chosen = ((peer.name, peer.choose()) for peer in self._peers.values())
-        return {name: pair for name, pair in chosen if pair}
-
-    def _end_pairs(self, peer: Peer, sending: frozenset[PairId], now: float) -> bool:
-        """Take away what is over; whether our offers must be looked at again."""
+    def _settle(self, peer: Peer, own: OwnOffers, now: float) -> list[tuple[SaKey, ProbeKind]]:
+        """Take away what is over, and say how things stand; what to ask and to answer."""
+        sending = self._sending
+        if sending is None:
+            sending = frozenset(pair.id for pair in [peer.choose()] if pair)
         peer.date(now)
-        is_overdue = False
         for pair in list(peer.pairs.values()):
             if pair.lose_if_overdue(now):
-                is_overdue, self._sas = True, None
+                self._want(pair)
+                self._peers.look_at([peer])
             ends_at = peer.ends_at(pair, self._drain, sending)
             if ends_at is not None and now >= ends_at:
                 self._remove(peer, pair)
-        for pair in peer.surplus():
+        for pair in list(peer.surplus()):
             self._remove(peer, pair)
-        return is_overdue
+        self._note(peer, own)
+        probes: list[tuple[SaKey, ProbeKind]] = []
+        if self._peers.is_named(peer):
+            probes = [(pair.outbound(PROBED_SA), kind) for pair, kind in peer.probes(sending, now)]
+            self._say(peer, own, now)
+        if peer.is_gone and not peer.pairs:
+            self._forget(peer)
+            return probes
+        wakes = (at for at in peer.wakes(self._drain, sending) if at > now)
+        self._peers.set_alarm(peer, min(wakes, default=None))
+        return probes
+
+    def _say(self, peer: Peer, own: OwnOffers, now: float) -> None:
+        """In the next plan; rows that stay as they are stay the same objects."""
+        name, node = peer.name, peer.node
+        if node is None:
+            self._keys.pop(name, None)
+            self._sends.pop(name, None)
+            return
+        chosen = None if peer.is_refused or not node.addresses else peer.choose()
+        keys = peer.keys(chosen, own.newest, now, has_slots=self._slots.has_free)
+        if self._keys.get(name) != keys:
+            self._keys[name] = keys
+        if chosen is None:
+            self._sends.pop(name, None)
+        else:
+            self._sends[name] = Send(chosen.id, chosen.engine, node.addresses[0])
 
     def _remove(self, peer: Peer, pair: Pair) -> None:
-        del peer.pairs[pair.id], self._pairs[pair.id]
+        self._peers.drop(peer, pair)
         self._slots.free(pair.slot)
-        self._sas = None
+        self._want(pair)
 
-    def _forget_gone(self) -> None:
-        for name in [n for n, peer in self._peers.items() if peer.is_gone and not peer.pairs]:
-            del self._peers[name]
-        for address in [a for a, stray in self._strays.items() if not stray.pairs]:
-            del self._strays[address]
-
-    def _wanted(self) -> Mapping[SaKey, Sa]:
-        """The same object as long as nothing changed."""
-        if self._sas is None:
-            wanted = (row for pair in self._pairs.values() for row in pair.wanted())
-            self._sas = MappingProxyType(dict(wanted))
-        return self._sas
-
-    def _probes(
-        self, sending: frozenset[PairId], now: float
-    ) -> Iterator[tuple[PairId, int, ProbeKind]]:
-        for peer in self._peers.values():
-            for pair in peer.pairs.values():
-                if pair.must_answer and peer.may_answer(pair, sending):
-                    pair.must_answer = False
-                    yield pair.id, PROBED_SA, ProbeKind.ANSWER
-                if pair.ask(now, peer.must_ask(pair)):
-                    yield pair.id, PROBED_SA, ProbeKind.ASK
-
-    def _own_keys(self, own: OwnOffers) -> Iterator[OwnKeys]:
-        for each in own.all:
-            if each.published_at is None:
-                state, why = OfferState.PREPARING, "its inbound SAs are being put in place"
-            elif each is own.all[-1]:
-                state, why = OfferState.CURRENT, "published"
+    def _want(self, pair: Pair) -> None:
+        """Note what is wanted of it now."""
+        wanted = dict(pair.wanted()) if pair.id in self._peers.pairs else {}
+        for at, _ in pair.sas:
+            self._changed[at] = None
+            if at in wanted:
+                self._sas[at] = wanted[at]
             else:
-                state, why = OfferState.RETIRING, "until every peer has answered on the newer one"
-            yield OwnKeys(each.offer.epoch, fingerprint(each.offer), state, why)
+                self._sas.pop(at, None)
 
-    def _wakes(self, own: OwnOffers, sending: frozenset[PairId], now: float) -> Iterator[float]:
-        """When something becomes due that no input announces; what is past waits for one."""
-        newest = own.newest
-        if newest is None:
-            return
-        dues = [newest.made_at + PUBLISH_SECONDS]
-        if newest.published_at is not None:
-            dues = [max(newest.made_at + self._lifetime_of(newest), own.next_at)]
-            if own.is_full:
-                dues.append(newest.published_at + ROTATION_SECONDS)
-            if self._must_rotate or self._is_broken(own):
-                dues.append(own.next_at)
-        clock = self._secrets[0].now()
-        if clock is not None:
-            until = min((peer.record.until for peer in self._peers.values()), default=float("inf"))
-            # Not later than LOOK_SECONDS from now: the clock of proofs may be set.
-            dues.append(now + min(LOOK_SECONDS, max(0.1, until - clock)))
-        dues.extend(since + GRACE_SECONDS for since in self._leaving.values() if since is not None)
-        for peer in (*self._peers.values(), *self._strays.values()):
-            dues.extend(peer.wakes(self._drain, sending))
-        yield from (due for due in dues if due > now)
+    def _forget(self, peer: Peer) -> None:
+        """Nothing is left of it."""
+        for marked in (self._waiting, self._unready, self._behind, self._broken):
+            marked.pop(peer, None)
+        self._peers.forget(peer)
+
+    def _made(
+        self, own: OwnOffers, probes: tuple[tuple[SaKey, ProbeKind], ...], now: float
+    ) -> KeyPlan:
+        before, changed = self._plan, tuple(self._changed)
+        self._changed.clear()
+        # What is past waits for an input.
+        wakes = (at for at in self._wakes(own, now) if at > now)
+        return KeyPlan(
+            offers=own.published,
+            sas=before.sas if before and not changed else MappingProxyType(self._sas.copy()),
+            sends=_snapshot(self._sends, before.sends if before else None),
+            probes=probes,
+            peers=_snapshot(self._keys, before.peers if before else None),
+            own=tuple(own.keys()),
+            rejected=(*own.rejected, *self._records.rejected),
+            wake=now if self._is_listed and self._is_busy else min(wakes, default=None),
+            changed=changed,
+        )
+
+    def _wakes(self, own: OwnOffers, now: float) -> Iterator[float]:
+        """When something becomes due that no input announces."""
+        yield from own.wakes(is_wanted=self._must_rotate or bool(self._broken))
+        yield from self._records.wakes(now)
+        if self._peers.next_alarm is not None:
+            yield self._peers.next_alarm
+
+
+def _mark(marked: Marked, peer: Peer, is_so: bool) -> None:
+    if is_so:
+        marked[peer] = None
+    else:
+        marked.pop(peer, None)
+
+
+def _snapshot(rows: dict[NodeName, R], before: Mapping[NodeName, R] | None) -> Mapping[NodeName, R]:
+    """The one before, if it is as good."""
+    return before if before is not None and before == rows else MappingProxyType(rows.copy())

@@ -11,114 +11,20 @@ after we know that the peer does not send on it any more:
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address
-from typing import NamedTuple
 
-from pellicle.facts import Address, Cipher, Node, NodeName, Offer, PairId, Rejected
-from pellicle.keys.derivation import End, best_cipher, pair_id
-from pellicle.keys.offers import MOST_OFFERS, prover
+from pellicle.facts import Cipher, Node, NodeName, Offer, PairId
+from pellicle.keys.derivation import End, pair_id
 from pellicle.keys.own import Own
 from pellicle.keys.pair import Pair
-from pellicle.keys.rows import LocalNode, PeerKeys, PeerState
+from pellicle.keys.records import NOTHING, Record
+from pellicle.keys.rows import LocalNode, PeerKeys, PeerState, ProbeKind
 from pellicle.keys.slots import LAST_SLOT
-from pellicle.keys.trust import Trust
 
 MOST_PAIRS = 64
 """With one peer. Reached only by a peer whose record changes without end."""
 STALE_SECONDS = 60.0
-
-
-@dataclass(frozen=True, slots=True)
-class Rules:
-    """What this node asks of a peer's record."""
-
-    local: LocalNode
-    secrets: tuple[Trust, ...]
-    """Whatever is proven with one of them is good."""
-    ciphers: Collection[Cipher]
-    """Those that we can use."""
-    family: str
-    """Of the outer addresses: "4", "6" or "auto" (IPv4 where both nodes have it)."""
-
-
-class Proven(NamedTuple):
-    """A verified offer."""
-
-    offer: Offer
-    secret: Trust
-    """It is proven with."""
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """What a peer's record is good for."""
-
-    offers: tuple[Proven, ...] = ()
-    """Oldest first."""
-    outer: tuple[Address, Address] | None = None
-    """Ours and the peer's."""
-    cipher: Cipher | None = None
-    """The one that both nodes choose."""
-    state: PeerState = PeerState.CONFIRMING
-    why: str = ""
-    """Why there are no offers."""
-    rejected: tuple[Rejected, ...] = ()
-    until: float = float("inf")
-    """When some proof in it must be judged anew."""
-
-
-def read_record(node: Node, rules: Rules) -> Record:
-    """Judge a record; never raises."""
-    source = f"record of node {node.name}"
-    outer = outer_addresses(rules.local.addresses, node.addresses, rules.family)
-    if outer is None:
-        why = "has no address of the family that the tunnels use"
-        return Record(state=PeerState.NO_OFFER, why=why)
-    cipher = best_cipher(rules.ciphers, node.ciphers)
-    if cipher is None:
-        theirs, ours = ", ".join(node.ciphers), ", ".join(rules.ciphers)
-        why = f"shares no cipher with this node: it has {theirs}; this node has {ours}"
-        return Record(state=PeerState.NO_OFFER, why=why)
-    if not node.offers:
-        return Record(state=PeerState.NO_OFFER, why="publishes no offer")
-    epochs = [offer.epoch for offer in node.offers]
-    if len(epochs) > MOST_OFFERS or len(set(epochs)) < len(epochs):
-        why = (
-            f"{len(epochs)} offers of epochs {epochs[:4]}; at most two, of different epochs, count"
-        )
-        rejected = (Rejected(source, "offers", why),)
-        return Record(state=PeerState.UNVERIFIED, why=why, rejected=rejected)
-    judged = [(offer, *prover(rules.secrets, node.name, offer)) for offer in node.offers]
-    until = min(said.until for _, _, said in judged)
-    good = tuple(
-        Proven(offer, secret)
-        for offer, secret, _ in sorted(judged, key=lambda row: row[0].epoch)
-        if secret is not None
-    )
-    bad = tuple(
-        Rejected(source, f"offer {offer.epoch}", said.why)
-        for offer, secret, said in judged
-        if not secret
-    )
-    if good:
-        return Record(good, outer, cipher, rejected=bad, until=until)
-    return Record(state=PeerState.UNVERIFIED, why=bad[-1].why, rejected=bad, until=until)
-
-
-def outer_addresses(
-    ours: Sequence[Address], theirs: Sequence[Address], family: str
-) -> tuple[Address, Address] | None:
-    """Ours and theirs of one family, the same choice on both nodes; None: none in common."""
-    for is_v4 in {"auto": (True, False), "4": (True,), "6": (False,)}[family]:
-        pair = [
-            next((a for a in addresses if isinstance(a, IPv4Address) is is_v4), None)
-            for addresses in (ours, theirs)
-        ]
-        if pair[0] and pair[1]:
-            return pair[0], pair[1]
-    return None
 
 
 @dataclass(slots=True, eq=False)
@@ -127,7 +33,7 @@ class Peer:
 
     name: NodeName
     node: Node | None = None
-    record: Record = Record()
+    record: Record = NOTHING
     is_refused: bool = False
     """Its record is not read: it is gone, or claims what is another node's."""
     pairs: dict[PairId, Pair] = field(default_factory=dict)
@@ -143,6 +49,8 @@ class Peer:
     """Since when nothing can be agreed with the peer."""
     behind_since: float | None = None
     """Since when it has not answered on our newest offer."""
+    wake: float | None = None
+    """When to look at it if nothing is said of it before."""
 
     @property
     def is_gone(self) -> bool:
@@ -260,6 +168,15 @@ class Peer:
         taken = {at.spi for other in self.pairs.values() for at, _ in other.sas}
         return any(at.spi in taken for at, _ in pair.sas)
 
+    def probes(self, sending: frozenset[PairId], now: float) -> Iterator[tuple[Pair, ProbeKind]]:
+        """On which pairs to answer and to ask now; each counts as done."""
+        for pair in self.pairs.values():
+            if pair.must_answer and self.may_answer(pair, sending):
+                pair.must_answer = False
+                yield pair, ProbeKind.ANSWER
+            if pair.ask(now, self.must_ask(pair)):
+                yield pair, ProbeKind.ASK
+
     def must_ask(self, pair: Pair) -> bool:
         """Whether an answer on this pair would tell us anything."""
         if not pair.has_outs or (pair.own and pair.own.published_at is None):
@@ -293,13 +210,26 @@ class Peer:
                 if wake is not None:
                     yield wake
 
-    def knows(self, secret: Trust) -> bool:
-        """Whether some offer of it is proven with this secret."""
-        return any(each.secret is secret for each in self.record.offers)
-
     def has_moved(self, own: Own) -> bool:
         """Whether the peer is known to send on a pair of `own`."""
         return any(pair.own is own and pair.is_answered for pair in self.pairs.values())
+
+    def is_behind(self, own: Own) -> bool:
+        """Whether it could, but is not known to send on a pair of `own`."""
+        return bool(self.record.offers) and not self.has_moved(own)
+
+    def is_ready(self, own: Own) -> bool:
+        """Whether every inbound SA that `own` makes possible stands."""
+        return not self.todo and all(
+            pair.has_ins or pair.is_lost for pair in self.pairs.values() if pair.own is own
+        )
+
+    def is_broken(self, own: Own) -> bool:
+        """Whether it can be agreed with only by a newer offer than `own`, the newest."""
+        if self.best is None or self.best not in own.used:
+            return False
+        pair = self.pairs.get(self.best)
+        return pair is None or pair.is_lost or pair.is_spent or not self.is_live(pair)
 
     def keys(
         self, chosen: Pair | None, own: Own | None, now: float, *, has_slots: bool

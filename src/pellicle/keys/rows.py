@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 
@@ -107,7 +107,7 @@ class Sa:
     peer: NodeName = field(default=NodeName(""), compare=False)
     key: bytes = field(default=b"", repr=False, compare=False)
     salt: bytes = field(default=b"", repr=False, compare=False)
-    first_seen: int = field(default=0, compare=False)
+    first_seen: int = 0
     """Standing inbound ones: when the first packet authenticated; 0: none has."""
 
     @property
@@ -176,10 +176,12 @@ class KeyPlan:
     sas: Mapping[SaKey, Sa]
     sends: Mapping[NodeName, Send]
     """By peer; one that is missing gets nothing."""
-    probes: tuple[tuple[PairId, int, ProbeKind], ...]
-    """To send now, once."""
-    peers: tuple[PeerKeys, ...]
+    probes: tuple[tuple[SaKey, ProbeKind], ...]
+    """To send now, once, on those SAs."""
+    peers: Mapping[NodeName, PeerKeys]
     own: tuple[OwnKeys, ...]
     rejected: tuple[Rejected, ...]
     wake: float | None
     """When to plan again if nothing happens before."""
+    changed: Collection[SaKey] | None = field(default=None, compare=False)
+    """Where `sas` may differ from the plan before; None: anywhere."""

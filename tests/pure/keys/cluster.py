@@ -92,7 +92,7 @@ class Member:
         self.kernel.events.clear()
         sas.refresh()
         encrypt.refresh()
-        ring.start(found, sas.applied.rows.values())
+        ring.start(found, sas.applied.rows)
         self.agent = Agent(ring, sas, encrypt)
 
     @property
@@ -130,7 +130,7 @@ class Member:
         self.kernel.events.clear()
 
     def _plan(self, agent: Agent) -> None:
-        agent.ring.standing(agent.sas.applied.rows.values())
+        agent.ring.standing(agent.sas.applied.rows)
         agent.ring.sending(send.pair for send in agent.encrypt.applied.rows.values())
         agent.plan = agent.ring.plan(self.world.now)
         for at, sa in agent.plan.sas.items():
@@ -159,8 +159,8 @@ class Member:
 
     def _probe(self, agent: Agent) -> None:
         assert agent.plan
-        for pair, number, kind in agent.plan.probes:
-            packet = self.kernel.seal(pair, number, kind)
+        for key, kind in agent.plan.probes:
+            packet = self.kernel.seal(key.pair, key.number, kind)
             if packet:
                 self.world.air.append(packet)
 
@@ -341,7 +341,7 @@ class Cluster(World):
     def _check_pair(self, one: Member, other: Member) -> None:
         assert one.agent
         assert one.agent.plan
-        keys = next(keys for keys in one.agent.plan.peers if keys.node == other.name)
+        keys = one.agent.plan.peers[other.name]
         says = f"{one.name} to {other.name} at {self.now}: {keys}"
         left = {sa.pair for sa in one.agent.plan.sas.values() if sa.node == other.addresses[0]}
         cipher = best_cipher(one.kit.ciphers, other.kit.ciphers)

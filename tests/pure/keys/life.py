@@ -84,7 +84,7 @@ class Life:
         self.ring = ring_of(
             MY_ADDRESS, ciphers=self.ciphers, engine=self.engine, secret=self.secret
         )
-        self.ring.start(self.found, self.up.values())
+        self.ring.start(self.found, self.up)
         self.know(*self.nodes)
 
     def know(self, *nodes: Node) -> KeyPlan:
@@ -103,7 +103,7 @@ class Life:
         wanted = {at: sa for at, sa in self.plan.sas.items() if sa.direction in directions}
         kept = {at: sa for at, sa in self.up.items() if at in self.plan.sas}
         self.up = {**wanted, **kept}
-        self.ring.standing(self.up.values())
+        self.ring.standing(self.up)
         return self.look()
 
     def send(self) -> KeyPlan:
@@ -120,7 +120,7 @@ class Life:
     def vanish(self, *keys: SaKey) -> KeyPlan:
         """Someone took rows away."""
         self.up = {at: sa for at, sa in self.up.items() if at not in keys}
-        self.ring.standing(self.up.values())
+        self.ring.standing(self.up)
         return self.look()
 
     def hear(self, pair: PairId, kind: ProbeKind) -> KeyPlan:
@@ -160,10 +160,10 @@ class Life:
 
     @property
     def keys(self) -> dict[str, PeerKeys]:
-        return {keys.node: keys for keys in self.plan.peers}
+        return dict(self.plan.peers)
 
     def probes(self, kind: ProbeKind) -> list[PairId]:
-        return [pair for pair, _, probe in self.plan.probes if probe is kind]
+        return [key.pair for key, probe in self.plan.probes if probe is kind]
 
     def restart(self, **changes: Any) -> Life:
         """The next life, on the same kernel; every inbound SA of ours was in use."""

@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from pellicle.facts import Cipher
+from pellicle.keys import pairing
 
 from .cluster import KITS, XFRM, Cluster, Kit, Member, cluster_of
 
@@ -256,13 +257,31 @@ class AnyLife(RuleBasedStateMachine):
         self.world.check_settled()
 
 
+class AnySlowLife(AnyLife):
+    """The same when a plan is too short for more than one record, one peer and one derivation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch = pytest.MonkeyPatch()
+        for budget in ("RECORDS_PER_PLAN", "PEERS_PER_PLAN", "DERIVATIONS_PER_PLAN"):
+            self.patch.setattr(pairing, budget, 1)
+
+    def teardown(self) -> None:
+        try:
+            super().teardown()
+        finally:
+            self.patch.undo()
+
+
 TestAnyLife = AnyLife.TestCase
-TestAnyLife.settings = settings(
-    max_examples=100,
-    stateful_step_count=40,
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow],
-)
+TestAnySlowLife = AnySlowLife.TestCase
+for case in (TestAnyLife, TestAnySlowLife):
+    case.settings = settings(
+        max_examples=100,
+        stateful_step_count=40,
+        deadline=None,
+        suppress_health_check=[HealthCheck.too_slow],
+    )
 
 
 @pytest.mark.parametrize("cipher", [Cipher.AES_128_GCM, Cipher.CHACHA20_POLY1305])

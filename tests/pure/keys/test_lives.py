@@ -146,7 +146,7 @@ def test_a_restart_adopts_what_stands_and_moves_on() -> None:
     life = before.restart()
     assert life.sends == {"n1": before.pair(1, 1)}
     adopted = [sa for sa in life.plan.sas.values() if sa.local_epoch == 1]
-    assert adopted == list(before.up.values())
+    assert adopted == list(life.up.values())
     assert {sa.key for sa in adopted} == {b""}
     assert life.published == [1]
     life.install()
@@ -205,7 +205,7 @@ def test_what_belongs_to_nobody_is_drained() -> None:
 def test_nothing_is_taken_away_before_the_nodes_are_listed() -> None:
     before = agreed()
     ring = ring_of()
-    ring.start(before.plan.offers, before.up.values())
+    ring.start(before.plan.offers, before.up)
     for now in (0.0, 1000.0):
         plan = ring.plan(now)
         assert dict(plan.sas) == before.up
@@ -262,19 +262,19 @@ def test_an_unchanged_plan_is_the_same_plan() -> None:
     life.look(1)
     assert life.plan.sas is before
     life.know(*life.nodes)
-    life.ring.standing(life.up.values())
+    life.ring.standing(life.up)
     assert life.look().sas is before
 
 
 def test_it_never_wakes_for_what_it_cannot_change() -> None:
     """A short lifetime, and a peer that keeps the rotation from ending: a plan now and then."""
     ring = ring_of(MY_ADDRESS, lifetime_seconds=20)
-    ring.start((), ())
+    ring.start((), {})
     ring.peers({NodeName("n1"): node("n1", offer("n1", 1))})
     now, plans = 0.0, 0
     while now < 1000 and plans < 1000:
         plan = ring.plan(now)
-        ring.standing(plan.sas.values())
+        ring.standing(plan.sas)
         plans += 1
         assert plan.wake is not None
         now = plan.wake
@@ -289,7 +289,7 @@ def test_strange_pairs_are_nobodys() -> None:
     life.ring.spent(stranger)
     before = life.look()
     strange = [replace(sa, pair=stranger) for sa in life.up.values()]
-    life.ring.standing([*strange, *life.up.values()])
+    life.ring.standing({sa.at: sa for sa in (*strange, *life.up.values())})
     assert life.hear(stranger, ProbeKind.ASK) == before
 
 

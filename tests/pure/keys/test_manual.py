@@ -46,7 +46,7 @@ class Life:
         self.kernel = {sa.at: sa for sa in standing}
         self.ever = set(self.kernel)
         self.now = 0.0
-        self.ring.start((), standing)
+        self.ring.start((), self.kernel)
         self.ring.peers(NODES)
 
     def plan(self) -> KeyPlan:
@@ -61,11 +61,11 @@ class Life:
                 return self.plan()
             self.kernel = {at: replace(sa, key=b"", salt=b"") for at, sa in wanted.items()}
             self.ever |= self.kernel.keys()
-            self.ring.standing(self.kernel.values())
+            self.ring.standing(self.kernel)
 
     def lose(self, at: SaKey) -> None:
-        del self.kernel[at]
-        self.ring.standing(self.kernel.values())
+        self.kernel = {each: sa for each, sa in self.kernel.items() if each != at}
+        self.ring.standing(self.kernel)
 
 
 def sas(rows: Mapping[SaKey, Sa], direction: Direction, peer: str = "192.0.2.2") -> list[Sa]:
@@ -87,10 +87,10 @@ def test_both_nodes_have_the_same_keys_and_the_key_id_is_the_spi() -> None:
 
 def test_a_peer_is_sent_to_once_the_sas_stand() -> None:
     life = Life(THREE)
-    assert {peer.state for peer in life.plan().peers} == {PeerState.CONFIRMING}
+    assert {peer.state for peer in life.plan().peers.values()} == {PeerState.CONFIRMING}
     assert life.plan().sends == {}
     plan = life.obey()
-    assert {peer.state for peer in plan.peers} == {PeerState.READY}
+    assert {peer.state for peer in plan.peers.values()} == {PeerState.READY}
     assert plan.sends.keys() == {N2, N3}
     assert {send.sas for send in plan.sends.values()} == {1}
     assert len({sa.slot for sa in plan.sas.values()}) == len(plan.sas) == 4
@@ -196,7 +196,7 @@ def test_a_taken_key_id_and_a_claimed_address_are_refused_by_name() -> None:
 def test_a_peer_without_an_address_of_the_family_is_named() -> None:
     life = Life(THREE)
     life.ring.peers({N1: NODES[N1], N2: Node(N2, (), (), ())})
-    (peer,) = life.plan().peers
+    (peer,) = life.plan().peers.values()
     assert (peer.state, "no address" in peer.why) == (PeerState.NO_OFFER, True)
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from pellicle.keys import pairing
 from pellicle.keys.offers import OwnOffer
+from pellicle.keys.own import JITTER, LIFETIME_SECONDS
 from pellicle.keys.pairing import Direction, OfferState, PeerState
 
 from .life import ANSWER, ASK, DICE, ME, SECRET, Life, agreed, node, offer, rotated
@@ -23,8 +23,8 @@ def test_a_node_alone_publishes_at_once() -> None:
     assert life.plan.own[0].state is OfferState.CURRENT
     assert not life.plan.sas
     assert life.plan.wake is not None
-    least = pairing.LIFETIME_SECONDS * (1 - pairing.JITTER)
-    assert least <= life.plan.wake - life.now <= pairing.LIFETIME_SECONDS
+    least = LIFETIME_SECONDS * (1 - JITTER)
+    assert least <= life.plan.wake - life.now <= LIFETIME_SECONDS
 
 
 def test_inbound_before_publishing_and_before_outbound() -> None:
@@ -40,7 +40,7 @@ def test_inbound_before_publishing_and_before_outbound() -> None:
 def test_three_of_four_inbound_sas_are_not_enough() -> None:
     life = Life([node("n1", offer("n1", 5))])
     life.up = dict(list(life.plan.sas.items())[:3])
-    life.ring.standing(life.up.values())
+    life.ring.standing(life.up)
     life.look()
     assert life.published == []
     assert not life.rows(life.pair(1, 5), OUT)
@@ -110,10 +110,10 @@ def test_asking_slows_down_and_ends_with_the_answer() -> None:
 def test_nobody_is_asked_before_the_offer_is_published() -> None:
     life = Life([node("n1", offer("n1", 5)), node("n2", offer("n2", 1), at=("192.0.2.8",))])
     life.up = {at: sa for at, sa in life.plan.sas.items() if sa.peer == "n1"}
-    life.ring.standing(life.up.values())
+    life.ring.standing(life.up)
     life.look()
     life.up = {at: sa for at, sa in life.plan.sas.items() if sa.peer == "n1"}
-    life.ring.standing(life.up.values())
+    life.ring.standing(life.up)
     assert life.look().probes == ()
     assert life.keys["n1"].why == "our new offer is not yet published"
     life.look(5)
@@ -163,7 +163,7 @@ def test_the_kernel_remembers_what_an_event_failed_to_say() -> None:
     life = Life([node("n1", offer("n1", 5))])
     life.install()
     life.up = {at: replace(sa, first_seen=1) for at, sa in life.up.items()}
-    life.ring.standing(life.up.values())
+    life.ring.standing(life.up)
     life.look()
     assert life.sends == {"n1": life.pair(1, 5)}
     life.send()
@@ -239,7 +239,7 @@ def test_an_old_pair_stays_while_the_kernel_sends_on_it() -> None:
 
 def test_an_offer_has_a_lifetime_and_an_sa_a_limit() -> None:
     life = agreed()
-    life.look(pairing.LIFETIME_SECONDS)
+    life.look(LIFETIME_SECONDS)
     assert [own.epoch for own in life.plan.own] == [1, 2]
     life = agreed()
     life.look(10)

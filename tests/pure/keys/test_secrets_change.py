@@ -19,7 +19,7 @@ def ready() -> Life:
     life.ring.probe(life.pair(1, 5), pairing.ProbeKind.ANSWER)
     life.look()
     life.send()
-    assert life.plan.peers[0].state is PeerState.READY
+    assert life.keys["n1"].state is PeerState.READY
     return life
 
 
@@ -61,7 +61,7 @@ def test_a_secret_that_left_is_good_for_an_hour_and_no_longer() -> None:
         life.install()
         assert life.plan.sends["n1"].pair == life.pair(1, 5)  # type: ignore[index]
     life.look(200)
-    assert life.plan.peers[0].state is PeerState.UNVERIFIED
+    assert life.keys["n1"].state is PeerState.UNVERIFIED
     assert "another pre-shared secret" in life.plan.rejected[0].why
     life.look(11)
     assert life.plan.sends == {}
@@ -82,6 +82,6 @@ def test_offers_of_different_lines_agree_on_nothing_and_say_so() -> None:
     life = Life()
     life.ring.know([SECRET, NEW])
     life.know(node("n1", offer("n1", 5, NEW)))
-    (peer,) = life.plan.peers
+    (peer,) = life.plan.peers.values()
     assert (peer.state, life.plan.sas) == (PeerState.UNVERIFIED, {})
     assert "another line of the pre-shared secret" in peer.why

@@ -230,7 +230,7 @@ def test_slots_do_not_depend_on_chance() -> None:
     found = []
     for _ in range(2):
         ring = ring_of()
-        ring.start((), ())
+        ring.start((), {})
         ring.peers({NodeName(each.name): each for each in nodes})
         found.append({sa.peer: sa.slot for sa in ring.plan(0.0).sas.values()})
     assert found[0] == found[1]
