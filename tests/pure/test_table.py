@@ -91,6 +91,42 @@ def test_a_refused_row_is_tried_again_with_back_off_and_stops_nothing() -> None:
     assert not reconciler.lag().failures
 
 
+def test_since_when_the_world_is_behind() -> None:
+    world = World(refuses={"a"})
+    reconciler = make(world)
+    reconciler.run(1)
+    assert reconciler.lag().behind_since is None, "nothing is wanted yet"
+    reconciler.desired.replace({"a": 1, "b": 2})
+    reconciler.run(5)
+    reconciler.run(9)
+    assert reconciler.lag().behind_since == 5, "since it began, however often it was tried"
+    world.refuses.clear()
+    reconciler.run(100)
+    assert reconciler.lag().behind_since is None
+    world.is_blind = True
+    reconciler.refresh()
+    reconciler.run(200)
+    assert reconciler.lag().behind_since == 200
+    world.is_blind = False
+    reconciler.run(300)
+    assert reconciler.lag().behind_since is None
+
+
+def test_what_is_put_once_and_vanished_is_behind() -> None:
+    world = World()
+    reconciler = make(world, once=True)
+    reconciler.desired.replace({"a": 1})
+    reconciler.run(1)
+    assert reconciler.lag().behind_since is None
+    world.rows.clear()
+    reconciler.refresh()
+    reconciler.run(2)
+    assert reconciler.lag().behind_since == 2
+    reconciler.desired.replace({"b": 1})
+    reconciler.run(3)
+    assert reconciler.lag().behind_since is None
+
+
 def test_a_refused_row_that_nobody_wants_any_more_is_forgotten() -> None:
     world = World(refuses={"a"})
     reconciler = make(world)
