@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whatever is taken away from under the traffic, nothing of it shows, and all of it comes back.
+
+n1/p1, n1 ══ pings and numbered UDP, both families ══▶ n2/p1, n2      a listener on the wire
+   └─ somebody deletes rows, routes, rules, programs, devices; agents die; pods come and go
+
+One after the other, and then several at once, in an order that dice choose. After each the status
+is well again and every path answers, within a refresh. Only the last door is not taken away along
+with others: it is there for when the others fail, as they are for when it does.
+"""
+
+from __future__ import annotations
+
+import random
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from itertools import product
+
+import pytest
+
+from pellicle import lab
+from pellicle.kernel import netns
+from pellicle.kernel.bpf import Map
+from pellicle.lab import agents
+from pellicle.lab.sniffer import Sniffer
+from pellicle.lab.topology import LabNode, namespace_of
+from tests import pace
+from tests.net.engines import of
+from tests.net.loaded import MARKER, address_of, until
+from tests.net.parcels import is_echoed
+
+MakeLab = Callable[..., lab.LabState]
+N1, N2 = LabNode(1), LabNode(2)
+WAYS = list(product(("n1/p1", "n1"), ("n2/p1", "n2")))
+FAMILIES = (4, 6)
+SETTINGS = {"refresh_seconds": 2, "drain_seconds": "2s"}
+AT_ONCE, ROUNDS = 4, 6
+LAST_DOOR = "the last door's program"
+
+
+@pytest.fixture(scope="module")
+def two(make_lab: MakeLab) -> lab.LabState:
+    return make_lab(2, 1, settings=SETTINGS)
+
+
+def rows_of(name: str) -> Callable[[], None]:
+    """All rows of a map of n1."""
+
+    def delete() -> None:
+        with Map.open_pinned(N1.bpffs / "maps" / name) as found:
+            for key in found.keys():  # noqa: SIM118  a map is no dict
+                found.delete(key)
+
+    return delete
+
+
+def program(*names: str) -> Callable[[], None]:
+    """The links of n1's programs at these places, as far as there are such."""
+
+    def detach() -> None:
+        for name in names:
+            (N1.bpffs / "links" / name).unlink(missing_ok=True)
+
+    return detach
+
+
+def pods_program() -> None:
+    for link in (N1.bpffs / "links").glob("ingress_pel*"):
+        if link.name not in {"ingress_pellicle_net", "ingress_pellicle_xfrm"}:
+            link.unlink()
+
+
+def ip(*commands: str) -> Callable[[], None]:
+    """iproute2 in n1, in both families."""
+
+    def run() -> None:
+        for family, command in product(("-4", "-6"), commands):
+            argv = ["ip", family, *command.split()]
+            netns.run_in(N1.namespace, argv, capture_output=True)
+
+    return run
+
+
+def the_door() -> None:
+    ip(f"link del {of(N1).door}")()
+
+
+def an_agent() -> None:
+    lab.kill_agent("n1")
+    lab.start_agent("n1")
+
+
+def a_pod() -> None:
+    lab.delete_pod(lab.add_pod("n1").name)
+
+
+HUNTS: dict[str, Callable[[], None]] = {
+    "the ipcache": rows_of("ipcache"),
+    "the encryption table": rows_of("encrypt"),
+    "SAs that send": rows_of("sa_out"),
+    "SAs that receive": rows_of("sa_in"),
+    "the pods' rows": rows_of("endpoints"),
+    "the cluster's CIDRs": rows_of("cluster_cidrs"),
+    "what is exempt": rows_of("exempt"),
+    "routes of pods": ip("route flush table 200"),
+    "routes of the node": ip("route flush table 201"),
+    "the rule for pods": ip("rule del pref 1"),
+    "the rule for the node": ip("rule del pref 2"),
+    "the pods' program": pods_program,
+    "the door's program": program("ingress_pellicle_net", "egress_pellicle_xfrm"),
+    LAST_DOOR: program("egress_eth0"),
+    "the program that opens": program("ingress_eth0", "ingress_pellicle_xfrm"),
+    "the door": the_door,
+    "an agent": an_agent,
+    "a pod": a_pod,
+}
+
+
+@pytest.mark.parametrize("what", HUNTS)
+def test_what_is_taken_away_leaks_nothing_and_is_healed(two: lab.LabState, what: str) -> None:
+    with heard():
+        HUNTS[what]()
+        until(all_is_well, f"{what}: healed", 20)
+
+
+def test_several_at_once_in_any_order(two: lab.LabState) -> None:
+    dice = random.Random(77)
+    with heard():
+        for _ in range(pace.amount(ROUNDS, 2)):
+            chosen = dice.sample(sorted(HUNTS.keys() - {LAST_DOOR}), AT_ONCE)
+            for what in chosen:
+                with suppress(lab.LabError):  # a pod cannot be plugged in while all is down
+                    HUNTS[what]()
+            until(all_is_well, f"{', '.join(chosen)}: healed", 30)
+
+
+@contextmanager
+def heard() -> Iterator[None]:
+    """Everybody talks all the time, and nothing of it can be read on the wire."""
+    with Sniffer(markers=[MARKER[:16]], nonces=True) as wire, ExitStack() as ends:
+        for (source, to), family in product(WAYS, FAMILIES):
+            argv = ["ping", "-q", "-i", "0.02", "-p", MARKER[:16].hex(), address_of(to, family)]
+            ping = netns.start_in(namespace_of(source), argv, stdout=subprocess.DEVNULL)
+            ends.callback(ping.wait)
+            ends.callback(ping.kill)
+        yield
+        wire.settle()
+        assert (wire.lost(), wire.marks()) == (0, {})
+        assert wire.leaks() == ()
+        assert wire.reuses() == ()
+
+
+def all_is_well() -> bool:
+    return all(bool(agents.status(node)["healthy"]) for node in (N1, N2)) and all(
+        is_echoed(source, family, address_of(to, family), 0.5)
+        for (source, to), family in product(WAYS, FAMILIES)
+    )
