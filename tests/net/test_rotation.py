@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -21,7 +22,7 @@ from typing import Any
 import pytest
 
 from pellicle import lab
-from pellicle.lab import agents
+from pellicle.lab import agents, processes
 from pellicle.lab.sniffer import Sniffer
 from pellicle.lab.topology import CLUSTER, PSK, LabNode
 from tests import pace
@@ -107,6 +108,32 @@ def test_records_that_come_back_from_the_past(make_lab: MakeLab) -> None:
             forged.rename(record)
             until(lambda old=old: record.read_text() != old, "n2 says again what is so")  # type: ignore[misc]
         until(lambda: all(is_settled(node) for node in NODES), "all is well")
+
+
+def test_records_that_are_read_and_written_late(make_lab: MakeLab) -> None:
+    """Each agent in turn hears and says nothing while the others rotate, as behind a slow disk."""
+    make_lab(3, 1, settings=SHORT_LIVED)
+    before = [newest(node) for node in NODES]
+    with loaded():
+        for node in NODES:
+            with held(node):
+                time.sleep(pace.patient(LIFETIME))
+        until(lambda: all(map(is_settled, NODES)), "all is well")
+        rotations = [newest(node) - was for node, was in zip(NODES, before, strict=True)]
+        assert min(rotations) >= 1
+        until(lambda: all(pairs(node) <= 2 * 3 for node in NODES), "old keys are gone", 60)
+
+
+@contextmanager
+def held(node: LabNode) -> Iterator[None]:
+    """Its agent does nothing."""
+    process = processes.read_pid_file(node.pid_file)
+    assert process is not None
+    os.kill(process.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(process.pid, signal.SIGCONT)
 
 
 def test_a_secret_that_changes_on_one_node_after_the_other(make_lab: MakeLab) -> None:
