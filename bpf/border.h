@@ -27,12 +27,16 @@ static __always_inline __u32 exempt_find(const struct packet *p)
 
 static __always_inline int addr_is_node(const struct addr *addr)
 {
+	struct cidr_row *cidr;
 	struct peer *peer;
 
 	if (addr_is_self(addr))
 		return 1;
 	peer = peer_find(addr);
-	return peer && peer->flags & PEER_NODE;
+	if (peer)
+		return (peer->flags & PEER_NODE) != 0;
+	cidr = cluster_find(addr);
+	return cidr && cidr->flags & CIDR_NODE;
 }
 
 /* Neighbours must find each other before anything can be encrypted; and ESP, whosever it is, is. */
@@ -51,12 +55,8 @@ static __always_inline int border_between_nodes(struct scratch *s, int drop)
 static __always_inline int border_judge(struct scratch *s, const struct addr *there,
 					const struct addr *here, int drop)
 {
-	struct peer *peer = peer_find(there);
-
-	if (!peer)
-		return cluster_has(there) ? drop : REASON_NONE;
-	if (!(peer->flags & PEER_NODE))
-		return drop;
+	if (!addr_is_node(there))
+		return peer_find(there) || cluster_has(there) ? drop : REASON_NONE;
 	if (addr_is_node(here))
 		return border_between_nodes(s, drop);
 	return cluster_has(here) || peer_find(here) ? drop : REASON_NONE;

@@ -31,12 +31,17 @@ static __always_inline __u32 peer_identity(const struct addr *addr)
 	return peer ? peer->identity : 0;
 }
 
-/* The cluster's, whether the ipcache knows it or not yet. */
-static __always_inline int cluster_has(const struct addr *addr)
+static __always_inline struct cidr_row *cluster_find(const struct addr *addr)
 {
 	struct cidr key = { .prefixlen = 128, .addr = *addr };
 
-	return bpf_map_lookup_elem(&cluster_cidrs, &key) != 0;
+	return bpf_map_lookup_elem(&cluster_cidrs, &key);
+}
+
+/* The cluster's, whether the ipcache knows it or not yet. */
+static __always_inline int cluster_has(const struct addr *addr)
+{
+	return cluster_find(addr) != 0;
 }
 
 /* A pod's address, or one that may be a pod's.  Node addresses are no pods', even inside the

@@ -117,6 +117,7 @@ struct {
 } ipcache SEC(".maps");
 
 /* the cluster's CIDRs: an address in here that the ipcache does not know is never "the world" */
+enum cidr_flags { CIDR_NODE = 1 /* a node's address, known even while the ipcache has lost it */ };
 struct cidr {
 	__u32 prefixlen;	/* of the 128-bit form: IPv4 /16 is 112 */
 	struct addr addr;	/* right behind it: the trie would compare padding too */
@@ -345,6 +346,7 @@ enum exported {
 	EXPORT_LONGEST = CCP_MAX - 2, /* the longest packet that the engine seals */
 };
 struct exported_enums { enum exported exported; enum reason reason; enum hook hook; enum peer_flags peer_flags;
+	enum cidr_flags cidr_flags;
 	enum probe_kind probe_kind; enum event_kind event_kind; enum engine engine;
 	enum cipher cipher; };
 struct exported_rows { struct probe probe; struct event event; };

@@ -120,11 +120,15 @@ class Node:
         row = {"identity": identity, "flags": flags, "node": addr(node)}
         self.put("ipcache", {"bytes": addr(address)}, row)
 
-    def put_cidr(self, text: str) -> None:
+    def put_cidr(self, text: str, flags: int = 0) -> None:
         network = ip_network(text)
         offset = 96 if isinstance(network.network_address, IPv4Address) else 0
         base = addr(str(network.network_address))
-        self.put("cluster_cidrs", {"prefixlen": network.prefixlen + offset, "addr": base}, {})
+        self.put(
+            "cluster_cidrs",
+            {"prefixlen": network.prefixlen + offset, "addr": base},
+            {"flags": flags},
+        )
 
     def put_endpoint(self, address: str, *, ifindex: int = LOOPBACK, **row: Any) -> None:
         self.put("endpoints", {"bytes": addr(address)}, {"ifindex": ifindex, **row})

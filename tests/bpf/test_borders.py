@@ -33,6 +33,8 @@ NODE_INSIDE = "10.244.250.1"
 """A node whose address lies in the cluster's CIDRs."""
 GATEWAY = "10.244.1.1"
 """This node's own, too."""
+LOST = "192.0.2.8"
+"""A node's address that the ipcache has lost."""
 OSPF, SSH = 89, 22
 RULES = {(packets.TCP, SSH): 71, (OSPF, 0): 72}
 
@@ -66,6 +68,7 @@ def pods_only(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
 def prepare(loaded: Node) -> None:
     loaded.put_peer(NODE_INSIDE, node=NODE_INSIDE, flags=2)
     loaded.put_peer(GATEWAY, node=SELF4, flags=3)
+    loaded.put_cidr(f"{LOST}/32", flags=1)
     for (protocol, port), rule in RULES.items():
         loaded.put_exempt(protocol, port, rule)
     put_inbound(loaded, OVER4)
@@ -126,6 +129,10 @@ LEAVING = {
     "for a node": (frame(ip(SELF4, OVER4.address)), LEAK),
     "for a node, IPv6": (frame(ip(SELF6, OVER6.address)), LEAK),
     "the gateway's for a node": (frame(ip(GATEWAY, OVER4.address)), LEAK),
+    "for a node that the ipcache has lost": (frame(ip(SELF4, LOST)), LEAK),
+    "a pod's for it": (frame(ip(POD4, LOST)), LEAK),
+    "for it, exempt": (to_port(SELF4, LOST, 22), "CLEAR_EXEMPT"),
+    "the world's for it": (frame(ip(WORLD4, LOST)), PASSES),
     "for a node, exempt": (to_port(SELF4, OVER4.address, 22), "CLEAR_EXEMPT"),
     "the answer": (to_port(SELF4, OVER4.address, 4000, 22), "CLEAR_EXEMPT"),
     "for a node, exempt, IPv6": (to_port(SELF6, OVER6.address, 22), "CLEAR_EXEMPT"),
@@ -183,6 +190,8 @@ COMING = {
     "ESP for us from a cluster address nobody has": (esp("10.244.77.7", SELF4), INTRUDER),
     "ESP, passing": (esp(OVER4.address, "192.0.2.99"), PASSES),
     "a node": (frame(ip(OVER4.address, SELF4)), INTRUDER),
+    "a node that the ipcache has lost": (frame(ip(LOST, SELF4)), INTRUDER),
+    "it, for a pod": (frame(ip(LOST, POD4)), INTRUDER),
     "a node, exempt": (to_port(OVER4.address, SELF4, 22), "CLEAR_EXEMPT"),
     "a node's answer, exempt": (to_port(OVER6.address, SELF6, 4000, 22), "CLEAR_EXEMPT"),
     "a node, for that port of a pod": (to_port(OVER4.address, POD4, 22), INTRUDER),

@@ -14,7 +14,7 @@ from pellicle.datapath import endpoints as endpoints_map
 from pellicle.datapath import ipcache, programs
 from pellicle.datapath.address import from_bytes, from_cidr, gateway, to_bytes, to_cidr
 from pellicle.datapath.endpoints import EndpointRow
-from pellicle.datapath.ipcache import CidrRow, Peer, PeerFlags
+from pellicle.datapath.ipcache import CidrFlags, CidrRow, Peer, PeerFlags
 from pellicle.datapath.programs import Hook, HookName
 from pellicle.facts import (
     IDENTITY_HOST,
@@ -101,6 +101,11 @@ def test_cluster_cidrs_are_the_configured_ones_and_the_nodes_own() -> None:
         ip_network("10.244.1.0/24"): CidrRow(),
         ip_network("fd00:244:1::/64"): CidrRow(),
         ip_network("10.244.2.0/24"): CidrRow(),
+        **{
+            ip_network(address): CidrRow(CidrFlags.NODE)
+            for node in NODES.values()
+            for address in node.addresses
+        },
     }
 
 

@@ -204,7 +204,6 @@ THEIRS = (
     f"proto esp spi 0x202 mode tunnel enc cbc(aes) 0x{KEY_128[:16].hex()} auth hmac(sha256) {KEY}",
     f"proto esp spi 0x203 mode tunnel aead {AES} {KEY} 96",
     f"proto esp spi 0x204 mode tunnel {AEAD} encap espinudp 4500 4500 0.0.0.0",
-    f"proto esp spi 0x205 mode tunnel output-mark 0x1 {AEAD}",
     f"proto esp spi 0x206 mode tunnel extra-flag dont-encap-dscp {AEAD}",
     f"proto esp spi 0x207 mode beet {AEAD}",
     f"proto esp spi 0x208 mode tunnel {AEAD} sel src 10.0.0.0/8 dst 10.1.0.0/16",

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import IntFlag
+from ipaddress import ip_network
 
 from pellicle.datapath.address import from_bytes, from_cidr, gateway, to_bytes, to_cidr
 from pellicle.datapath.maps import Fields, MapTarget
@@ -43,11 +44,18 @@ class Peer:
     node: Address
 
 
+class CidrFlags(IntFlag):
+    """`enum cidr_flags`."""
+
+    NONE = 0
+    NODE = 1
+
+
 @dataclass(frozen=True, slots=True)
 class CidrRow:
     """`struct cidr_row`."""
 
-    flags: int = 0
+    flags: CidrFlags = CidrFlags.NONE
 
 
 def plan(
@@ -70,9 +78,11 @@ def plan(
 def plan_cidrs(
     configured: Iterable[Network], nodes: Mapping[NodeName, Node]
 ) -> dict[Network, CidrRow]:
-    """The configured cluster CIDRs and whatever the nodes say they own."""
+    """The configured cluster CIDRs and whatever the nodes say they own, their addresses, too."""
     of_nodes = (cidr for node in nodes.values() for cidr in node.pod_cidrs)
-    return {cidr: CidrRow() for cidr in (*configured, *of_nodes)}
+    rows = {cidr: CidrRow() for cidr in (*configured, *of_nodes)}
+    addresses = (address for node in nodes.values() for address in node.addresses)
+    return rows | {ip_network(address): CidrRow(CidrFlags.NODE) for address in addresses}
 
 
 def _node_rows(local: NodeName, node: Node) -> Iterable[tuple[Address, Peer]]:
@@ -107,8 +117,11 @@ def cidr_target(bpf: Object) -> MapTarget[Network, CidrRow]:
         bpf.btf.struct("cidr"),
         bpf.btf.struct("cidr_row"),
         _cidr_key,
-        lambda _, row: {"flags": row.flags},
-        lambda key, row: (from_cidr(key["prefixlen"], key["addr"]["bytes"]), CidrRow(row["flags"])),
+        lambda _, row: {"flags": int(row.flags)},
+        lambda key, row: (
+            from_cidr(key["prefixlen"], key["addr"]["bytes"]),
+            CidrRow(CidrFlags(row["flags"])),
+        ),
     )
 
 
