@@ -10,7 +10,7 @@ from ipaddress import ip_address
 from pellicle.encryption import policies
 from pellicle.encryption.remains import PeerCount, Remains
 from pellicle.encryption.states import state_of
-from pellicle.facts import Engine
+from pellicle.facts import Engine, Spi
 from pellicle.keys.rows import Direction
 from pellicle.wire.xfrm import Action, Policy, PolicyDirection, State
 
@@ -61,3 +61,13 @@ def test_it_is_counted_by_peer() -> None:
     assert Remains.among([], POLICIES[:1]).by_peer() == [PeerCount(None, 0, 0, 1)]
     assert Remains.among(OTHERS_STATES, OTHERS_POLICIES).by_peer() == []
     assert not Remains.among(OTHERS_STATES, OTHERS_POLICIES).is_any
+
+
+def test_of_keys_made_by_hand_what_sends_has_a_mark_too() -> None:
+    states = [
+        state_of(replace(sa(0, direction, slot), spi=Spi(3)))
+        for direction, slot in ((Direction.IN, 8), (Direction.OUT, 7))
+    ]
+    found = Remains.among(states, [])
+    assert found.states == (states[1].key, states[0].key), "what sends goes first"
+    assert found.by_peer() == [PeerCount(ip_address("192.0.2.2"), 1, 1, 0)]

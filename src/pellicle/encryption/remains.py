@@ -18,6 +18,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from pellicle.datapath.xfrm_device import IF_ID
+from pellicle.encryption.states import receives
 from pellicle.facts import Address
 from pellicle.kernel.xfrm import Xfrm
 from pellicle.wire.xfrm import Action, Policy, PolicyDirection, State, StateKey
@@ -53,7 +54,7 @@ class Remains:
         """Those of everybody's that are ours."""
         keys = [state.key for state in states if state.if_id == IF_ID]
         ours = [policy for policy in policies if policy.if_id == IF_ID]
-        return cls(tuple(sorted(keys, key=_receives)), tuple(sorted(ours, key=_lateness)))
+        return cls(tuple(sorted(keys, key=receives)), tuple(sorted(ours, key=_lateness)))
 
     @classmethod
     def read(cls, xfrm: Xfrm) -> Remains:
@@ -66,12 +67,12 @@ class Remains:
 
     def by_peer(self) -> list[PeerCount]:
         """The same, counted for each peer; first what is for all."""
-        sends = Counter(key.destination for key in self.states if not _receives(key))
-        receives = Counter(key.source for key in self.states if _receives(key))
+        out = Counter(key.destination for key in self.states if not receives(key))
+        into = Counter(key.source for key in self.states if receives(key))
         policies = Counter(_peer(policy) for policy in self.policies)
-        peers = sends.keys() | receives.keys() | {peer for peer in policies if peer is not None}
+        peers = out.keys() | into.keys() | {peer for peer in policies if peer is not None}
         rows = [
-            PeerCount(peer, sends[peer], receives[peer], policies[peer])
+            PeerCount(peer, out[peer], into[peer], policies[peer])
             for peer in sorted(peers, key=lambda peer: (peer.version, peer))
         ]
         return [PeerCount(None, 0, 0, policies[None]), *rows] if policies[None] else rows
@@ -87,11 +88,6 @@ class Remains:
                 for policy, error in policies.items()
             ),
         ]
-
-
-def _receives(key: StateKey) -> bool:
-    """Only what receives is told apart by a mark."""
-    return key.mark is not None
 
 
 def _lateness(policy: Policy) -> tuple[bool, bool]:

@@ -74,6 +74,11 @@ def key_of(sa: Sa) -> StateKey:
     return StateKey(sa.source, sa.destination, sa.spi, mark)
 
 
+def receives(key: StateKey) -> bool:
+    """Whether it is the name of an inbound state of ours."""
+    return key.mark is not None and key.mark.mask == IN_MASK
+
+
 def state_of(sa: Sa) -> State:
     """Its state, in software."""
     algorithm, bits = ALGORITHMS[sa.cipher]
@@ -148,8 +153,7 @@ class States:
 
     def _for_device(self, state: State) -> State:
         """Linux lets no device decrypt for an xfrm interface: what is inbound has an if_id."""
-        is_inbound = state.key.mark is not None and state.key.mark.mask == IN_MASK
-        if self.device is None or is_inbound:
+        if self.device is None or receives(state.key):
             return state
         is_ipv6 = state.key.source.version == 6
         flags = OffloadFlags.IPV6 if is_ipv6 else OffloadFlags(0)
