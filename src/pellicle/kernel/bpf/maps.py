@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import os
 import struct
+import time
 from collections.abc import Iterable, Sequence
 from enum import IntEnum, IntFlag
 from functools import cache
@@ -25,6 +26,9 @@ from pellicle.kernel.bpf.libbpf import NO_SUCH_OPERATION, check, error_about, ff
 _LOCK = 4
 _CHUNK = 16384
 """Rows in one batch call: enough to make the call's own cost vanish."""
+_REFILL_SECONDS = 0.02
+"""Rows come from a small store, which the kernel refills by interrupt: where there is none for it
+(User-mode Linux), at the next tick, and until then there is no memory."""
 
 
 class MapType(IntEnum):
@@ -212,7 +216,9 @@ class Map(Held):
                 can_batch = False
                 count, answer = self._update_each(chunk, flags)
             done += count
-            if answer < 0:
+            if answer == -errno.ENOMEM and count:
+                time.sleep(_REFILL_SECONDS)
+            elif answer < 0:
                 raise self._stopped(-answer, done, "writing rows")
 
     def delete_batch(self, keys: Iterable[bytes]) -> None:
