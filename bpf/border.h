@@ -25,6 +25,7 @@ static __always_inline __u32 exempt_find(const struct packet *p)
 	return row ? row->rule : 0;
 }
 
+/* A node, known or not. */
 static __always_inline int addr_is_node(const struct addr *addr)
 {
 	struct cidr_row *cidr;
@@ -47,6 +48,23 @@ static __always_inline int border_between_nodes(struct scratch *s, int drop)
 		return REASON_NONE;
 	s->rule = exempt_find(&s->packet);
 	return s->rule ? CLEAR_EXEMPT : drop;
+}
+
+static __always_inline int is_icmp_error(const struct packet *p)
+{
+	__u8 type = p->source_port; /* its first byte */
+
+	if (p->protocol == IPPROTO_ICMP)
+		return type == 3 || type == 11 || type == 12; /* RFC 792 */
+	return p->protocol == IPPROTO_ICMPV6 && type >= 1 && type <= 4; /* RFC 4443 */
+}
+
+/* Routers stand among the nodes, and nobody could do without their word on a packet that they could
+ * not forward.  It tells nothing of what is the cluster's.
+ */
+static __always_inline int is_routers_word(const struct packet *p)
+{
+	return is_icmp_error(p) && !peer_find(&p->source) && addr_is_node(&p->source);
 }
 
 /* What becomes of cleartext between `there`, beyond the uplink, and `here`: `drop` if a pod or a node

@@ -148,8 +148,10 @@ static __always_inline int esp_open(struct __sk_buff *skb, struct scratch *s, st
 static __always_inline int from_net_clear(struct __sk_buff *skb, struct scratch *s)
 {
 	struct packet *p = &s->packet;
-	int reason = border_judge(s, &p->source, &p->destination, DROP_CLEAR_FROM_CLUSTER);
+	int reason = REASON_NONE;
 
+	if (!is_routers_word(p))
+		reason = border_judge(s, &p->source, &p->destination, DROP_CLEAR_FROM_CLUSTER);
 	if (reason)
 		return reason;
 	if (p->is_fragment || !addr_is_self(&p->destination))
@@ -167,9 +169,8 @@ static __always_inline int from_net_clear(struct __sk_buff *skb, struct scratch 
 static __always_inline int is_anothers_esp(const struct scratch *s)
 {
 	const struct packet *p = &s->packet;
-	struct peer *peer = peer_find(&p->source);
 
-	if (!peer || !(peer->flags & PEER_NODE))
+	if (!addr_is_node(&p->source))
 		return 1;
 	return !p->is_fragment && is_of_others(&p->destination, s->spi);
 }

@@ -117,7 +117,8 @@ struct {
 } ipcache SEC(".maps");
 
 /* the cluster's CIDRs: an address in here that the ipcache does not know is never "the world" */
-enum cidr_flags { CIDR_NODE = 1 /* a node's address, known even while the ipcache has lost it */ };
+enum cidr_flags { CIDR_NODE = 1 /* where nodes are, and not pods: one that the ipcache has lost, or has
+				 * never known */ };
 struct cidr {
 	__u32 prefixlen;	/* of the 128-bit form: IPv4 /16 is 112 */
 	struct addr addr;	/* right behind it: the trie would compare padding too */

@@ -138,7 +138,8 @@ class Agent:
         t, config = self._tables, self._config
         yield self._follow_directory()
         yield self._follow_links()
-        of_cluster = derived.of_cluster(t, self._name, self._uplink.name, config.cluster_cidrs)
+        cidrs = _configured_cidrs(config)
+        of_cluster = derived.of_cluster(t, self._name, self._uplink.name, cidrs)
         yield from map(derive, of_cluster)
         self._reconciler(t.doors, DoorsTarget(self._bpf), t.doors_up)
         self._reconciler(t.door, DoorTarget(self._netlink, self._uplink.name), t.door_up)
@@ -351,7 +352,7 @@ class Agent:
         loaded = programs.load(words, config.bpffs / "maps")
         # Before a program runs over maps that may be new and empty: what is the cluster's, and what
         # may always pass.
-        cidrs = ipcache.plan_cidrs(config.cluster_cidrs, {})
+        cidrs = _configured_cidrs(config)
         for cidr_error in ipcache.cidr_target(loaded).put(cidrs).values():
             raise cidr_error
         for error in exempt.target(loaded).put(exempt.plan(config.exempt)).values():
@@ -364,6 +365,12 @@ class Agent:
         made: Reconciler[Any, Any] = Reconciler(wanted, target, up, once=once)
         self._reconcilers.append(made)
         return made
+
+
+def _configured_cidrs(config: Config) -> ipcache.Cidrs:
+    return ipcache.configured_cidrs(
+        config.cluster_cidrs, config.node_cidrs, config.node_cidrs_except
+    )
 
 
 class CannotStart(Exception):  # noqa: N818  it is an answer for the operator

@@ -104,6 +104,8 @@ class Config:
     addresses: tuple[Address, ...]
     pod_cidrs: tuple[Network, ...]
     cluster_cidrs: tuple[Network, ...]
+    node_cidrs: tuple[Network, ...]
+    node_cidrs_except: tuple[Network, ...]
     key_mode: KeyMode
     psk_file: Path | None
     ipsec_key_derivation: KeyDerivation
@@ -291,17 +293,25 @@ def _contradictions(config: Config) -> Iterator[str]:
         why = "without them an unknown pod would be taken for the outside world"
         yield about("cluster_cidrs", f"not set, but enable_encrypt_l3 is: {why}")
     yield from _of_ciphers(config, about)
-    for cidr in config.pod_cidrs:
-        if not any(_is_inside(cidr, whole) for whole in config.cluster_cidrs):
-            inside = ", ".join(map(str, config.cluster_cidrs)) or "not set"
-            yield about("pod_cidrs", f"{cidr} does not lie inside cluster_cidrs ({inside})")
-    for address in config.addresses:
-        if any(address in cidr for cidr in config.pod_cidrs):
-            yield about("addresses", f"{address} lies in pod_cidrs, where only pods can be")
+    yield from _of_networks(config, about)
     family = str(config.outer_family)
     families = {str(address.version) for address in config.addresses}
     if families and family not in {OuterFamily.AUTO, *families}:
         yield about("outer_family", f"IPv{family}, but addresses has no IPv{family} address")
+
+
+def _of_networks(config: Config, about: Callable[[str, str], str]) -> Iterator[str]:
+    for name, wholes in (("pod_cidrs", "cluster_cidrs"), ("node_cidrs_except", "node_cidrs")):
+        for cidr in getattr(config, name):
+            if not any(_is_inside(cidr, whole) for whole in getattr(config, wholes)):
+                inside = ", ".join(map(str, getattr(config, wholes))) or "not set"
+                yield about(name, f"{cidr} does not lie inside {wholes} ({inside})")
+    for cidr in config.node_cidrs:
+        if cidr in config.cluster_cidrs:
+            yield about("node_cidrs", f"{cidr} is also in cluster_cidrs: nodes or pods, not both")
+    for address in config.addresses:
+        if any(address in cidr for cidr in config.pod_cidrs):
+            yield about("addresses", f"{address} lies in pod_cidrs, where only pods can be")
 
 
 def _of_ciphers(config: Config, about: Callable[[str, str], str]) -> Iterator[str]:

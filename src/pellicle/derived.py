@@ -10,7 +10,7 @@ A change costs what it changes, and a cluster may have thousands of nodes.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -22,7 +22,7 @@ from pellicle.encryption import table as encryption_table
 from pellicle.encryption.policies import slot_of
 from pellicle.encryption.routes import RouteName, RoutePlan
 from pellicle.encryption.table import EncryptKey, EncryptRow
-from pellicle.facts import Address, Endpoint, EndpointName, Engine, Link, Network, Node, NodeName
+from pellicle.facts import Address, Endpoint, EndpointName, Engine, Link, Node, NodeName
 from pellicle.flows import names
 from pellicle.plans import Derivation, Parted, some
 from pellicle.tables import Tables
@@ -31,7 +31,7 @@ from pellicle.wire.netlink import Route
 Derivations = Iterator[Derivation[Any, Any]]
 
 
-def of_cluster(t: Tables, local: NodeName, uplink: str, cidrs: Collection[Network]) -> Derivations:
+def of_cluster(t: Tables, local: NodeName, uplink: str, cidrs: ipcache.Cidrs) -> Derivations:
     """Who is where, and the way to the door."""
     nodes = Parted(t.nodes, lambda name, _: name)
     pods = Parted(t.endpoints, lambda _, endpoint: endpoint.node)

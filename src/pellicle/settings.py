@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from pellicle.exemptions import DEFAULT_EXEMPTIONS, NOTHING, Exemption, exemption
 from pellicle.facts import Cipher, Engine
-from pellicle.values import address, dns_name, each, listener, network, one_per_family, shown
+from pellicle.values import address, dns_name, each, listener, network, one_per_family, place, shown
 from pellicle.wire.spiffe_id import NODE, TRUST_DOMAIN, checked_template
 
 ENVIRONMENT_PREFIX: Final = "PELLICLE_"
@@ -210,6 +210,10 @@ def _cidrs(name: str, texts: Sequence[str]) -> Any:
     return each(name, texts, network)
 
 
+def _places(name: str, texts: Sequence[str]) -> Any:
+    return each(name, texts, place)
+
+
 def _spiffe_ids(name: str, texts: Sequence[str]) -> tuple[str, ...]:
     for text in texts:
         try:
@@ -310,6 +314,23 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         _cidrs,
         None,
         "CIDR,…",
+        is_list=True,
+    ),
+    Setting(
+        "node_cidrs",
+        "Where all nodes are: what is unknown in there is a node without a record yet.",
+        _cidrs,
+        None,
+        "CIDR,…",
+        "only what has a record is a node",
+        is_list=True,
+    ),
+    Setting(
+        "node_cidrs_except",
+        "Addresses inside node_cidrs that are no nodes', and may be spoken to in the clear.",
+        _places,
+        None,
+        "ADDRESS|CIDR,…",
         is_list=True,
     ),
     _choice(

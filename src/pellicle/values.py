@@ -135,7 +135,7 @@ def _useless(found: Address) -> str | None:
 
 
 def network(field: str, text: str) -> Network:
-    """A CIDR that pods can have."""
+    """A CIDR that pods or nodes can have."""
     start, slash, length = text.partition("/")
     if not slash or not re.fullmatch(r"[0-9]{1,3}", length):
         raise FieldError(field, f"{shown(text)} is not a CIDR: write address/prefix length")
@@ -146,13 +146,16 @@ def network(field: str, text: str) -> Network:
     if ip_address(start) != found.network_address:
         raise FieldError(field, f"{text} has host bits set: did you mean {found}?")
     if found.prefixlen < _SHORTEST_PREFIX[found.version]:
-        raise FieldError(
-            field, f"{text} is too wide for pods: /{_SHORTEST_PREFIX[found.version]} at most"
-        )
+        raise FieldError(field, f"{text} is too wide: /{_SHORTEST_PREFIX[found.version]} at most")
     kind = _useless(found.network_address)
     if kind:
-        raise FieldError(field, f"{text} begins with {kind}: pods cannot live there")
+        raise FieldError(field, f"{text} begins with {kind}: nobody lives there")
     return found
+
+
+def place(field: str, text: str) -> Network:
+    """A CIDR, or a single address."""
+    return network(field, text) if "/" in text else ip_network(address(field, text))
 
 
 def each(field: str, items: Sequence[V], read: Callable[[str, V], T]) -> tuple[T, ...]:

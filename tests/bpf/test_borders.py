@@ -35,6 +35,8 @@ GATEWAY = "10.244.1.1"
 """This node's own, too."""
 LOST = "192.0.2.8"
 """A node's address that the ipcache has lost."""
+NEW4, NEW6 = "192.0.2.200", "2001:db8:0:1::9"
+"""Where nodes are, but of this one there is no record: it is just starting, or a router."""
 OSPF, SSH = 89, 22
 RULES = {(packets.TCP, SSH): 71, (OSPF, 0): 72}
 
@@ -69,6 +71,8 @@ def prepare(loaded: Node) -> None:
     loaded.put_peer(NODE_INSIDE, node=NODE_INSIDE, flags=2)
     loaded.put_peer(GATEWAY, node=SELF4, flags=3)
     loaded.put_cidr(f"{LOST}/32", flags=1)
+    loaded.put_cidr("192.0.2.128/25", flags=1)
+    loaded.put_cidr("2001:db8:0:1::/64", flags=1)
     for (protocol, port), rule in RULES.items():
         loaded.put_exempt(protocol, port, rule)
     put_inbound(loaded, OVER4)
@@ -104,6 +108,14 @@ def solicit(source: str, destination: str, ttl: int = 255) -> bytes:
     return frame(ip(source, destination, body, protocol=ICMPV6, ttl=ttl))
 
 
+def icmp_error(source: str, destination: str, kind: int = 3) -> bytes:
+    """About a packet to the world."""
+    version = 6 if ":" in source else 4
+    quoted = ip(destination, WORLD6 if version == 6 else WORLD4, bytes(16))
+    body = packets.icmp(kind, 0, bytes(4), quoted)
+    return frame(ip(source, destination, body, protocol=ICMPV6 if version == 6 else ICMP))
+
+
 LEAVING = {
     "a pod's packet for a pod elsewhere": (frame(ip(POD4, OVER4.pod4)), LEAK),
     "the same, IPv6": (frame(ip(POD6, OVER4.pod6)), LEAK),
@@ -133,6 +145,15 @@ LEAVING = {
     "a pod's for it": (frame(ip(POD4, LOST)), LEAK),
     "for it, exempt": (to_port(SELF4, LOST, 22), "CLEAR_EXEMPT"),
     "the world's for it": (frame(ip(WORLD4, LOST)), PASSES),
+    "for a node without a record": (frame(ip(SELF4, NEW4)), LEAK),
+    "for it, IPv6": (frame(ip(SELF6, NEW6)), LEAK),
+    "a pod's for it, IPv6": (frame(ip(POD6, NEW6)), LEAK),
+    "for it, exempt, IPv6": (to_port(SELF6, NEW6, 22), "CLEAR_EXEMPT"),
+    "our ESP for it": (esp(SELF4, NEW4), PASSES),
+    "it is asked for": (solicit(SELF6, NEW6), PASSES),
+    "our word on its packet": (icmp_error(SELF4, NEW4), LEAK),
+    "the broadcast of its network": (frame(ip(SELF4, "192.0.2.255")), LEAK),
+    "the world's for it, IPv6": (frame(ip(WORLD6, NEW6)), PASSES),
     "for a node, exempt": (to_port(SELF4, OVER4.address, 22), "CLEAR_EXEMPT"),
     "the answer": (to_port(SELF4, OVER4.address, 4000, 22), "CLEAR_EXEMPT"),
     "for a node, exempt, IPv6": (to_port(SELF6, OVER6.address, 22), "CLEAR_EXEMPT"),
@@ -192,6 +213,23 @@ COMING = {
     "a node": (frame(ip(OVER4.address, SELF4)), INTRUDER),
     "a node that the ipcache has lost": (frame(ip(LOST, SELF4)), INTRUDER),
     "it, for a pod": (frame(ip(LOST, POD4)), INTRUDER),
+    "its ESP for us": (esp(LOST, SELF4), "DROP_UNKNOWN_SPI"),
+    "a node without a record": (frame(ip(NEW4, SELF4)), INTRUDER),
+    "a node without a record, IPv6": (frame(ip(NEW6, SELF6)), INTRUDER),
+    "a node without a record, for a pod": (frame(ip(NEW4, POD4)), INTRUDER),
+    "a node without a record, exempt": (to_port(NEW4, SELF4, 22), "CLEAR_EXEMPT"),
+    "ESP for us from a node without a record": (esp(NEW4, SELF4), "DROP_UNKNOWN_SPI"),
+    "such a neighbour asks": (solicit(NEW6, SELF6), PASSES),
+    "a router among the nodes, of our packet": (icmp_error(NEW4, SELF4), PASSES),
+    "that its time is over": (icmp_error(NEW4, SELF4, 11), PASSES),
+    "that it was too big, IPv6": (icmp_error(NEW6, SELF6, 2), PASSES),
+    "of a pod's packet": (icmp_error(NEW4, POD4), PASSES),
+    "of a pod's packet, IPv6": (icmp_error(NEW6, POD6, 1), PASSES),
+    "that there is a better way": (icmp_error(NEW4, SELF4, 5), INTRUDER),
+    "an echo request from there": (icmp_error(NEW4, SELF4, 8), INTRUDER),
+    "an echo request from there, IPv6": (icmp_error(NEW6, SELF6, 128), INTRUDER),
+    "a node that is known, of our packet": (icmp_error(OVER4.address, SELF4), INTRUDER),
+    "a pod, of our packet": (icmp_error(OVER4.pod4, SELF4), INTRUDER),
     "a node, exempt": (to_port(OVER4.address, SELF4, 22), "CLEAR_EXEMPT"),
     "a node's answer, exempt": (to_port(OVER6.address, SELF6, 4000, 22), "CLEAR_EXEMPT"),
     "a node, for that port of a pod": (to_port(OVER4.address, POD4, 22), INTRUDER),
@@ -312,9 +350,13 @@ OURS = {
 
 @pytest.mark.parametrize("version", [4, 6])
 @pytest.mark.parametrize("mtu", [0, 68, 576, 1280, 1400, 65535])
-def test_a_router_that_cannot_carry_our_esp_is_reported(node: Node, version: int, mtu: int) -> None:
+@pytest.mark.parametrize("router", ["far away", "among the nodes"])
+def test_a_router_that_cannot_carry_our_esp_is_reported(
+    node: Node, version: int, mtu: int, router: str
+) -> None:
     node.forget()
-    seen = node.run("from_net", too_big(version, mtu, OURS[version]))
+    source = "" if router == "far away" else NEW6 if version == 6 else NEW4
+    seen = node.run("from_net", too_big(version, mtu, OURS[version], source=source))
     assert (seen.action, seen.reason) == (SHOT, "PATH_MTU_RECEIVED"), "the stack shall not know"
     (event,) = [each for each in node.seen_events() if each["kind"] != "EVENT_FLOW"]
     own, there = (SELF6, OVER6.address) if version == 6 else (SELF4, OVER4.address)

@@ -33,12 +33,15 @@ MARKED = ""
 """Neither counted nor reported here: the door does that."""
 UNKNOWN4, UNKNOWN6 = "10.244.200.1", "fd00:244:99::1"
 OTHER4, OTHER6 = "10.244.1.77", "fd00:244:1::77"
+NEW_NODE = "192.0.2.200"
 
 
 @pytest.fixture(scope="module")
 def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
     with loaded_node(tmp_path_factory.mktemp("bpf")) as loaded:
         furnish(loaded)
+        loaded.put_cidr("192.0.2.128/25", flags=1)
+        loaded.put_exempt(TCP, 2379, 71)
         for address in (OTHER4, OTHER6):
             loaded.put_endpoint(address, ifindex=999)
         for peer in PEERS.values():
@@ -78,6 +81,10 @@ CASES = (
     Case("a node without keys", ip(POD4, KEYLESS.address), "DROP_NO_KEY"),
     Case("a cluster address nobody has", ip(POD4, UNKNOWN4), "DROP_UNKNOWN_PEER"),
     Case("the same, IPv6", ip(POD6, UNKNOWN6), "DROP_UNKNOWN_PEER"),
+    Case("a node without a record", ip(POD4, NEW_NODE), "DROP_UNKNOWN_PEER"),
+    Case("its exempt port", ip(POD4, NEW_NODE, packets.tcp(9, 2379), protocol=TCP),
+         "DROP_UNKNOWN_PEER"),
+    Case("ESP to it", ip(POD4, NEW_NODE, bytes(40), protocol=ESP), "DROP_UNKNOWN_PEER"),
     Case("itself", ip(POD4, POD4), "CLEAR_LOCAL"),
     Case("its node", ip(POD4, SELF4), "CLEAR_LOCAL"),
     Case("its node, IPv6", ip(POD6, SELF6), "CLEAR_LOCAL"),

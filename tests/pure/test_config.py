@@ -73,6 +73,8 @@ def test_without_a_word_the_defaults_hold() -> None:
         addresses=(),
         pod_cidrs=(),
         cluster_cidrs=(),
+        node_cidrs=(),
+        node_cidrs_except=(),
         key_mode=KeyMode.AUTO,
         psk_file=None,
         ipsec_key_derivation=KeyDerivation.PAIRWISE,
@@ -226,6 +228,12 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({**GOOD, "pod_cidrs": "10.9.0.0/24"}, "10.9.0.0/24 does not lie inside cluster_cidrs (10."),
     ({**GOOD, "pod_cidrs": "10.0.0.0/8"}, "10.0.0.0/8 does not lie inside cluster_cidrs"),
     ({"pod_cidrs": "10.9.0.0/24"}, "does not lie inside cluster_cidrs (not set)"),
+    ({"node_cidrs": "192.0.2.0/24", "cluster_cidrs": "192.0.2.0/24"}, "is also in cluster_cidrs"),
+    ({"node_cidrs_except": "192.0.2.1"}, "192.0.2.1/32 does not lie inside node_cidrs (not set)"),
+    (
+        {"node_cidrs": "192.0.2.0/24", "node_cidrs_except": "192.0.2.1,198.51.100.0/24"},
+        "198.51.100.0/24 does not lie inside node_cidrs (192.0.2.0/24)",
+    ),
     ({**GOOD, "addresses": "10.244.1.1"}, "10.244.1.1 lies in pod_cidrs"),
     (
         {"engine": "bpf", "cipher": "aes-128-gcm"},

@@ -95,7 +95,7 @@ def test_the_ipcache_holds_pods_nodes_and_gateways() -> None:
 
 
 def test_cluster_cidrs_are_the_configured_ones_and_the_nodes_own() -> None:
-    rows = ipcache.plan_cidrs([ip_network("10.244.0.0/16")], NODES)
+    rows = ipcache.plan_cidrs({ip_network("10.244.0.0/16"): CidrRow()}, NODES)
     assert rows == {
         ip_network("10.244.0.0/16"): CidrRow(),
         ip_network("10.244.1.0/24"): CidrRow(),
@@ -107,6 +107,23 @@ def test_cluster_cidrs_are_the_configured_ones_and_the_nodes_own() -> None:
             for address in node.addresses
         },
     }
+
+
+def test_networks_of_nodes_are_the_clusters_but_for_what_is_left_out() -> None:
+    pods = [ip_network("10.244.0.0/16")]
+    nodes = [ip_network("192.0.2.0/30"), ip_network("2001:db8::/64"), ip_network("10.9.0.0/24")]
+    but = [ip_network("192.0.2.1/32"), ip_network("10.9.0.0/16"), ip_network("2001:db9::/64")]
+    rows = ipcache.configured_cidrs(pods, nodes, but)
+    is_node = CidrRow(CidrFlags.NODE)
+    assert rows == {
+        ip_network("10.244.0.0/16"): CidrRow(),
+        ip_network("192.0.2.0/32"): is_node,
+        ip_network("192.0.2.2/31"): is_node,
+        ip_network("2001:db8::/64"): is_node,
+    }
+    known = ipcache.plan_cidrs(rows, NODES)
+    assert rows.items() <= known.items()
+    assert known[ip_network("192.0.2.1/32")] == is_node, "a record says otherwise"
 
 
 def test_endpoints_are_the_plugged_in_pods_of_this_node() -> None:

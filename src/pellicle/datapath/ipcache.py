@@ -7,7 +7,7 @@ never taken for the outside world.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import IntFlag
 from ipaddress import ip_network
@@ -49,6 +49,7 @@ class CidrFlags(IntFlag):
 
     NONE = 0
     NODE = 1
+    """Where nodes are, and not pods."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,14 +76,34 @@ def plan(
     return rows
 
 
-def plan_cidrs(
-    configured: Iterable[Network], nodes: Mapping[NodeName, Node]
-) -> dict[Network, CidrRow]:
-    """The configured cluster CIDRs and whatever the nodes say they own, their addresses, too."""
-    of_nodes = (cidr for node in nodes.values() for cidr in node.pod_cidrs)
-    rows = {cidr: CidrRow() for cidr in (*configured, *of_nodes)}
+Cidrs = dict[Network, CidrRow]
+
+
+def configured_cidrs(
+    of_pods: Iterable[Network], of_nodes: Iterable[Network], but: Iterable[Network]
+) -> Cidrs:
+    """Those that are the cluster's whatever the records say; `but`: no node is in there."""
+    whole = set(of_nodes)
+    for hole in but:
+        whole = {part for cidr in whole for part in _around(cidr, hole)}
+    rows = {cidr: CidrRow(CidrFlags.NODE) for cidr in whole}
+    return rows | {cidr: CidrRow() for cidr in of_pods}
+
+
+def plan_cidrs(configured: Mapping[Network, CidrRow], nodes: Mapping[NodeName, Node]) -> Cidrs:
+    """The configured CIDRs and whatever the nodes say they own, their addresses, too."""
+    rows = {cidr: CidrRow() for node in nodes.values() for cidr in node.pod_cidrs}
     addresses = (address for node in nodes.values() for address in node.addresses)
-    return rows | {ip_network(address): CidrRow(CidrFlags.NODE) for address in addresses}
+    of_nodes = {ip_network(address): CidrRow(CidrFlags.NODE) for address in addresses}
+    return {**configured, **rows, **of_nodes}
+
+
+def _around(cidr: Network, hole: Network) -> Iterator[Network]:
+    """The parts of `cidr` that are not in `hole`."""
+    if cidr.version != hole.version or not cidr.overlaps(hole):
+        yield cidr
+    elif hole.prefixlen > cidr.prefixlen:
+        yield from cidr.address_exclude(hole)  # type: ignore[arg-type]
 
 
 def _node_rows(local: NodeName, node: Node) -> Iterable[tuple[Address, Peer]]:

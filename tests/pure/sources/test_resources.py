@@ -304,7 +304,7 @@ REJECTED = [
         "is not a CIDR: write address/prefix length",
     ),
     (NODE.replace("10.244.1.0/24", "10.244.1.0/33"), "is not a CIDR"),
-    (NODE.replace("10.244.1.0/24", "0.0.0.0/0"), "0.0.0.0/0 is too wide for pods: /8 at most"),
+    (NODE.replace("10.244.1.0/24", "0.0.0.0/0"), "0.0.0.0/0 is too wide: /8 at most"),
     (NODE.replace("10.244.1.0/24", "224.0.0.0/8"), "begins with a multicast address"),
     (NODE.replace("fd00:244:0:1::/64", "10.244.0.0/16"), "10.244.1.0/24 and 10.244.0.0/16 overlap"),
     # Offers and ciphers.
