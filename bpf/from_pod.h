@@ -59,7 +59,7 @@ int from_pod(struct __sk_buff *skb)
 		return TC_ACT_SHOT;
 	p = &s->packet;
 	reason = packet_parse(skb, p, 1);
-	if (p->start != ETH_HLEN)
+	if (p->start != ETH_HLEN || skb->vlan_present)
 		reason = DROP_NOT_IP; /* tagged: no pod is on a VLAN */
 	else if (!reason)
 		reason = from_pod_judge(skb, p);

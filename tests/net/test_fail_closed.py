@@ -8,7 +8,6 @@ the counters (the right reason, and only that), the flows (the packet, by name).
 from __future__ import annotations
 
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -17,17 +16,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
-from scapy.all import IP, UDP, Ether, IPv6
 
 from pellicle import lab
 from pellicle.kernel import netns
 from pellicle.kernel.bpf import Map
-from pellicle.kernel.netlink import Netlink
 from pellicle.keys import secret as secrets
 from pellicle.lab import agents, processes
 from pellicle.lab.frames import Kind
 from pellicle.lab.sniffer import Sniffer
-from pellicle.lab.topology import CLUSTER, PSK, WIRE, LabNode
+from pellicle.lab.topology import CLUSTER, PSK, LabNode
 from pellicle.sources.directory import remove_node, write_node
 from tests.net.engines import kernel_drops, of
 from tests.net.loaded import address_of, until
@@ -160,29 +157,6 @@ def test_an_sa_of_no_use_lets_nothing_out(two: lab.LabState, family: int) -> Non
 
 
 @pytest.mark.parametrize("family", [4, 6])
-def test_a_pod_cannot_speak_with_another_pods_address(two: lab.LabState, family: int) -> None:
-    forged = "10.244.1.200" if family == 4 else "fd00:244:1::c8"
-    header = IPv6(src=forged, dst=pod(6)) if family == 6 else IP(src=forged, dst=pod(4))
-    before = _counts(N1)
-    with Sniffer(markers=[MARKER]) as wire:
-        _inject("pellicle-n1-p1", "eth0", header / UDP(dport=9) / MARKER)
-        until(lambda: "DROP_SPOOFED_POD" in _grown(N1, before), "named")
-        wire.settle()
-        assert wire.marks() == {}
-
-
-@pytest.mark.parametrize("family", [4, 6])
-def test_cleartext_from_the_wire_with_a_cluster_source_is_refused(
-    two: lab.LabState, family: int
-) -> None:
-    source, destination = address_of("n2/p1", family), address_of("n1/p1", family)
-    header = (IPv6 if family == 6 else IP)(src=source, dst=destination)
-    before = _counts(N1)
-    _inject(WIRE, N1.wire_device, header / UDP(dport=9) / MARKER)
-    until(lambda: "DROP_CLEAR_FROM_CLUSTER" in _grown(N1, before), "named")
-
-
-@pytest.mark.parametrize("family", [4, 6])
 def test_the_last_door_stops_what_was_routed_past_the_first(two: lab.LabState, family: int) -> None:
     """Someone has a rule of his own for another node's pods: past the door, to the uplink."""
     destination = pod(family)
@@ -301,19 +275,6 @@ def _silence() -> Iterator[Sniffer]:
 
 def _speak(where: str, destination: str) -> None:
     assert lab.exec_(where, [sys.executable, "-c", SAY, destination, MARKER.decode()]) == 0
-
-
-def _inject(namespace: str, device: str, packet: Any) -> None:
-    """A frame as a raw socket would send it, to the other end of the cable."""
-    with Netlink(namespace) as netlink:
-        own = netlink.link(device)
-    target = N1.namespace
-    with Netlink(target) as netlink:
-        macs = {link.index: link.mac for link in netlink.links().values()}
-    frame = bytes(Ether(src=own.mac, dst=macs[own.peer]) / packet)
-    with netns.socket_in(namespace, socket.AF_PACKET, socket.SOCK_RAW, 0) as link:
-        link.bind((device, 0))
-        link.send(frame)
 
 
 def _run_on(node: LabNode, argv: list[str]) -> None:
