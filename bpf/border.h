@@ -40,6 +40,17 @@ static __always_inline int addr_is_node(const struct addr *addr)
 	return cidr && cidr->flags & CIDR_NODE;
 }
 
+/* Sealed here, by whomsoever: between nodes, so never for a pod. */
+static __always_inline int is_own_esp(const struct packet *p)
+{
+	struct peer *peer;
+
+	if (p->protocol != IPPROTO_ESP || !addr_is_self(&p->source))
+		return 0;
+	peer = peer_find(&p->destination);
+	return !peer || peer->flags & PEER_NODE;
+}
+
 /* Neighbours must find each other before anything can be encrypted; and ESP, whosever it is, is. */
 static __always_inline int border_between_nodes(struct scratch *s, int drop)
 {

@@ -115,6 +115,13 @@ static __always_inline int door_seal(struct __sk_buff *skb, struct scratch *s)
 	return door_done(s);
 }
 
+/* On by ordinary routes: the mark, or the route to the peer would lead here again. */
+static __always_inline int door_let_out(struct __sk_buff *skb)
+{
+	skb->mark = MARK_OUT;
+	return bpf_redirect_neigh(config.uplink_ifindex, 0, 0, 0);
+}
+
 SEC("tc")
 int door(struct __sk_buff *skb)
 {
@@ -128,6 +135,8 @@ int door(struct __sk_buff *skb)
 	reason = packet_parse(skb, p, 1);
 	if (p->start != ETH_HLEN)
 		reason = DROP_NOT_IP;
+	else if (!reason && is_own_esp(p))
+		return door_let_out(skb); /* another's tunnel; as at to_net, nobody's business */
 	else if (!reason)
 		reason = door_seal(skb, s);
 	else if (reason == DROP_NOT_IP && p->ethertype == swap16(ETH_P_ARP))
@@ -135,8 +144,7 @@ int door(struct __sk_buff *skb)
 	action = verdict(skb, HOOK_DOOR, reason);
 	if (action != TC_ACT_OK || reason == CLEAR_LINK)
 		return TC_ACT_SHOT;
-	skb->mark = MARK_OUT; /* or the route to the peer would lead here again */
-	return bpf_redirect_neigh(config.uplink_ifindex, 0, 0, 0);
+	return door_let_out(skb);
 }
 
 /* --- the kernel's IPsec ----------------------------------------------------------------------- */
@@ -167,21 +175,23 @@ int door_xfrm(struct __sk_buff *skb)
 	struct scratch *s = scratch_begin();
 	struct sa_out *sa = 0;
 	struct packet *p;
+	int reason, is_others;
 	__u32 host;
-	int reason;
 
 	if (!s)
 		return TC_ACT_SHOT;
 	p = &s->packet;
 	reason = packet_parse(skb, p, 0);
-	if (!reason)
+	is_others = !reason && is_own_esp(p);
+	if (!reason && !is_others)
 		reason = door_choose(skb, s);
-	if (!reason) {
+	if (!reason && !is_others) {
 		sa = door_sa(s);
 		if (!sa)
 			reason = DROP_NO_KEY;
 	}
-	if ((sa && sa->engine == ENGINE_BPF) || reason == CLEAR_EXEMPT || may_let_through(reason)) {
+	if (is_others || (sa && sa->engine == ENGINE_BPF) || reason == CLEAR_EXEMPT ||
+	    may_let_through(reason)) {
 		host = door_hand_over(skb, p);
 		if (host)
 			return bpf_redirect(host, 0); /* door judges it, and counts */

@@ -6,17 +6,6 @@
 #include "border.h"
 #include "verdict.h"
 
-/* Sealed here: between nodes, so never for a pod. */
-static __always_inline int is_own_esp(const struct packet *p)
-{
-	struct peer *peer;
-
-	if (p->protocol != IPPROTO_ESP || !addr_is_self(&p->source))
-		return 0;
-	peer = peer_find(&p->destination);
-	return !peer || peer->flags & PEER_NODE;
-}
-
 /* Outer headers as tunnel.h writes them: DF always, ECN as in the normal mode of RFC 6040 §4.1. The
  * kernel copies DF from the inner packet and hides congestion that was marked before (RFC 3168).
  */

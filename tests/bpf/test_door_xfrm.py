@@ -291,11 +291,13 @@ def test_a_missing_sa_of_a_standing_pair_is_no_key(door: Door) -> None:
 
 @families
 def test_without_the_other_door_its_packets_are_dropped(door: Door, inner: int, outer: int) -> None:
-    """Of a pair of the bpf engine: never in the clear, and never for the kernel to encrypt."""
+    """Of a pair of the bpf engine, and others' ESP: never in the clear, never for the kernel."""
     peer = PEERS[outer]
     put_outbound(door.node, peer, engine=BPF)
-    seen = door.take(datagram(inner, peer), mark=0xE00)
-    assert (seen.mark, seen.reason) == (None, "DROP_WRONG_DOOR")
+    others = packets.ip(peer.own, peer.address, bytes(40), protocol=packets.ESP)
+    for packet in (datagram(inner, peer), others):
+        seen = door.take(packet, mark=0xE00)
+        assert (seen.mark, seen.reason) == (None, "DROP_WRONG_DOOR")
 
 
 @outers

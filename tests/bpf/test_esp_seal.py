@@ -245,6 +245,20 @@ def test_what_cannot_be_sealed_goes_nowhere(node: Node, says: str) -> None:
     assert node.rows("sa_out") == before, "no number was used"
 
 
+@outers
+def test_a_tunnel_of_others_between_nodes_leaves_as_it_is(node: Node, outer: int) -> None:
+    """It is encrypted already; a pod's ESP, or a node's to a pod, is a packet like any other."""
+    peer = PEERS[outer]
+    esp = packets.ip(peer.own, peer.address, bytes(40), protocol=packets.ESP)
+    before, frame = node.rows("sa_out"), packets.frame(esp)
+    seen = node.run("door", frame, mark=0)
+    assert (seen.action, seen.frame, seen.mark, seen.reasons) == (REDIRECT, frame, OUT, ())
+    assert node.rows("sa_out") == before
+    for source in (peer.own, pod(outer)):
+        inside = packets.ip(source, peer.pod(outer), bytes(40), protocol=packets.ESP)
+        assert_sealed(node.run("door", packets.frame(inside)), inside, peer)
+
+
 def test_packets_still_to_be_segmented_are_refused(node: Node) -> None:
     packet = packets.ip(POD4, OVER4.pod4, packets.tcp(1, 2, bytes(900)), protocol=packets.TCP)
     seen = node.run("door", packets.frame(packet), gso_size=300, gso_segs=3)

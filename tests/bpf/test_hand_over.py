@@ -136,3 +136,15 @@ def test_a_probe_of_a_pair_of_the_bpf_engine_goes_by_its_door(wire: Wire, versio
         agent.sendto(struct.pack(">QII", PAIR, 3, ASK), (wire.two.own(version), 0))
         wait_for("probe", lambda: counted(wire.two.node).get("PROBE_RECEIVED", 0) == 1)
     assert counted(wire.one.node)["PROBE_SENT"] == 1
+
+
+@versions
+def test_a_tunnel_of_others_leaves_by_the_other_door_as_it_is(wire: Wire, version: int) -> None:
+    """Nobody there has its SA."""
+    family = socket.AF_INET6 if version == 6 else socket.AF_INET
+    with netns.socket_in(wire.one.namespace, family, socket.SOCK_RAW, packets.ESP) as others:
+        others.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, 0xE00)
+        others.bind((wire.one.own(version), 0))
+        others.sendto(bytes(40), (wire.two.own(version), 0))
+        wait_for("it", lambda: counted(wire.two.node).get("DROP_UNKNOWN_SPI", 0) == 1)
+    assert counted(wire.one.node).keys() <= {"CLEAR_LINK"}
