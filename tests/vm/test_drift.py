@@ -41,19 +41,21 @@ class Drift:
 
 STATES = Drift("states", ("xfrm state flush",), frozenset({"sas"}))
 POLICIES = Drift("policies", ("xfrm policy flush",), frozenset({"policies"}))
-RULES = Drift("rules", ("-4 rule del pref 1", "-6 rule del pref 1"), frozenset({"rules"}))
-TABLE = Drift(
-    "table 200",
-    ("-4 route flush table 200", "-6 route flush table 200"),
-    frozenset({"routes"}),
+RULES = Drift(
+    "rules",
+    tuple(f"-{family} rule del pref {pref}" for family in (4, 6) for pref in (1, 2)),
+    frozenset({"rules"}),
 )
-MAIN = Drift(
-    "routes of the main table",
-    ("route del 10.244.2.0/24", "-6 route del fd00:244:2::/64"),
-    frozenset({"routes"}),
+PODS, NODES = (
+    Drift(
+        f"table {table}",
+        tuple(f"-{family} route flush table {table}" for family in (4, 6)),
+        frozenset({"routes"}),
+    )
+    for table in (200, 201)
 )
 DEVICE = Drift("the door's device", ("link del pellicle_xfrm",), frozenset({"xfrm device"}))
-EACH = (STATES, POLICIES, RULES, TABLE, MAIN, DEVICE)
+EACH = (STATES, POLICIES, RULES, PODS, NODES, DEVICE)
 ALL = Drift(
     "all at once",
     tuple(command for drift in EACH[:-1] for command in drift.commands) + DEVICE.commands,
