@@ -146,6 +146,7 @@ class ManualKeys:
                 place = _Place(sa.direction, key, sa.node, sa.source, sa.destination)
                 if place.pair(sa.local_epoch) == sa.pair:
                     self._lives[place] = max(sa.local_epoch, self._lives.get(place, 0))
+                    self._wanted[sa.at] = place
         self.standing(standing)
 
     def peers(

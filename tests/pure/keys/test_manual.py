@@ -181,6 +181,18 @@ def test_a_node_that_comes_back_gets_sas_of_another_name() -> None:
     assert N2 in life.obey().sends
 
 
+def test_a_node_that_was_away_while_the_agent_restarted_gets_sas_of_another_name() -> None:
+    life = Life(THREE)
+    life.obey()
+    again = Life(THREE, standing=list(life.kernel.values()))
+    again.ring.peers({N1: NODES[N1], N3: NODES[N3]})
+    again.obey()
+    again.now = DRAIN
+    assert sas(again.obey().sas, Direction.OUT) == []
+    again.ring.peers(NODES)
+    assert N2 in again.obey().sends
+
+
 def test_a_taken_key_id_and_a_claimed_address_are_refused_by_name() -> None:
     life = Life(THREE)
     life.ring.know(keys(f"3 rfc4106(gcm(aes)) {LONG} 128"))
