@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from pellicle import derived
+from pellicle.datapath.ipcache import CidrRow
 from pellicle.datapath.programs import DOOR_HOST, DOOR_XFRM
 from pellicle.encryption.routes import ANY_LENGTH, RoutePlan
 from pellicle.encryption.table import ANY, EncryptKey, EncryptRow
@@ -81,7 +82,7 @@ class AnyCluster(RuleBasedStateMachine):
         self.t = t = Tables()
         route = RoutePlan(ME, "eth0", 200, "auto", self.used, ANY_LENGTH, are_nodes_encrypted=True)
         self.derivations = [
-            *derived.of_cluster(t, ME, "eth0", CIDRS),
+            *derived.of_cluster(t, ME, "eth0", dict.fromkeys(CIDRS, CidrRow())),
             *derived.of_encryption(t, self.used),
             *derived.of_routes(t, route),
             *derived.of_kernel_ipsec(t, "eth0"),
