@@ -22,7 +22,7 @@ static __always_inline int pmtu_event(struct scratch *s, __u32 mtu, const struct
 	event->key.destination = *destination;
 	event->key.protocol = IPPROTO_ESP;
 	event->key.hook = HOOK_FROM_NET;
-	bpf_ringbuf_submit(event, 0);
+	event_submit(event);
 	return PATH_MTU_RECEIVED;
 }
 

@@ -14,7 +14,7 @@ static __always_inline void sa_event(struct scratch *s, __u32 kind, __u32 probe)
 	event->number = s->number;
 	event->pair = s->pair;
 	event->probe = probe;
-	bpf_ringbuf_submit(event, 0);
+	event_submit(event);
 }
 
 /* For the report, and for whom the inner source must belong to. */

@@ -32,6 +32,7 @@
 #define MARK_ECN 3		/* of the inner packet on the way out, of the outer one on the way in */
 #define EVENTS_SIZE (1 << 20)	/* bytes of the ring buffer */
 #define EVENTS_CHEAP (EVENTS_SIZE / 16 * 15) /* of them for events that anybody can cause */
+#define EVENTS_WAITING (EVENTS_SIZE / 8) /* as many bytes of them wake the agent */
 #define PROBE_PROTOCOL 59	/* of the agents' probes: no next header, RFC 8200 §4.7 */
 
 struct addr {

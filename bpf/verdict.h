@@ -34,6 +34,22 @@ static __always_inline struct event *event_reserve(__u32 kind)
 	return 0;
 }
 
+/* What peers have authenticated wakes the agent.  For the rest it looks by itself, ten times a second,
+ * and is woken when much is waiting, by a few events about there: each time takes ten times as long as
+ * all else that is done for a new flow.
+ */
+static __always_inline void event_submit(struct event *event)
+{
+	__u64 waiting, flags = BPF_RB_FORCE_WAKEUP;
+
+	if (event_is_cheap(event->kind)) {
+		waiting = bpf_ringbuf_query(&events, BPF_RB_AVAIL_DATA);
+		if (waiting - EVENTS_WAITING >= 8 * sizeof(*event))
+			flags = BPF_RB_NO_WAKEUP;
+	}
+	bpf_ringbuf_submit(event, flags);
+}
+
 static __always_inline void flow_emit(const struct flow_key *key, const struct flow_row *row)
 {
 	struct event *event = event_reserve(EVENT_FLOW);
@@ -42,7 +58,7 @@ static __always_inline void flow_emit(const struct flow_key *key, const struct f
 		return;
 	event->key = *key;
 	event->row = *row;
-	bpf_ringbuf_submit(event, 0);
+	event_submit(event);
 }
 
 /* Identities may change while a flow lasts: they are looked up for each report. */

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import select
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 from pellicle.events import AT_ONCE, Events
 from pellicle.flows.decode import Decoder, SaConfirmed
 from pellicle.flows.history import History
+from pellicle.kernel.bpf import RingBuffer
 from pellicle.table import Table
 from tests.bpf.cluster import OVER4, POD4, WORLD4, furnish, put_inbound
 from tests.bpf.node import Node, loaded_node
@@ -21,6 +23,9 @@ from tests.bpf.tunnel import sealed
 
 MORE_THAN_FIT = 20_000
 """The ring buffer has room for some seven thousand."""
+
+MANY = 800
+"""So many reports wait before the reader is woken, about."""
 
 
 @pytest.fixture
@@ -52,6 +57,10 @@ def send(node: Node, number: int) -> None:
 
 def lost(node: Node) -> int:
     return sum(row[0] for row in node.object.map("lost_events").values_summed().values())
+
+
+def is_woken(ring: RingBuffer) -> bool:
+    return bool(select.select([ring], [], [], 0.1)[0])
 
 
 async def followed(events: Events, seconds: float = 0.5) -> None:
@@ -102,6 +111,23 @@ async def test_other_events_are_told_in_the_midst_of_it(
     assert opened.reasons[-1] == "OPENED"
     await followed(events)
     assert [each.pair for each in told if isinstance(each, SaConfirmed)] == [OVER4.pair]
+
+
+def test_flows_wake_nobody_until_many_wait(node: Node) -> None:
+    with RingBuffer(node.object.map("events")) as ring:
+        send(node, MANY // 2)
+        assert not is_woken(ring)
+        send(node, MANY)
+        assert is_woken(ring)
+        assert len(ring.consume()) == MANY // 2 + MANY
+
+
+def test_what_a_peer_has_authenticated_wakes_at_once(node: Node) -> None:
+    with RingBuffer(node.object.map("events")) as ring:
+        send(node, MANY // 2)
+        assert not is_woken(ring)
+        node.run("from_net", sealed(OVER4, 1, ip(OVER4.pod4, POD4)))
+        assert is_woken(ring)
 
 
 def test_what_makes_no_sense_is_counted(events: Events) -> None:
