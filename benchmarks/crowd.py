@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from ipaddress import IPv4Address
 from typing import Any, Final
 
-from pellicle.answers import Sight
 from pellicle.config import load
 from pellicle.datapath import programs
 from pellicle.datapath.programs import Words
@@ -25,6 +24,7 @@ from pellicle.flows.decode import Decoder
 from pellicle.flows.history import History
 from pellicle.kernel.bpf import Object
 from pellicle.keys.pairing import Direction, PeerKeys, PeerState, Sa, SaKey
+from pellicle.sight import Sight
 from pellicle.table import Reconciler
 from pellicle.tables import Tables
 from pellicle.wire.btf import Btf

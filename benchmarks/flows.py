@@ -13,19 +13,17 @@ from __future__ import annotations
 
 import asyncio
 import multiprocessing
-import resource
 import struct
 import sys
 import time
-from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Any, Final
 
 from benchmarks import crowd
-from benchmarks.scrape import TICK
-from pellicle.answers import read_flows
+from benchmarks.turns import watched
 from pellicle.datapath.address import to_bytes
 from pellicle.kernel.bpf import Object, SkbContext
+from pellicle.sight import read_flows
 
 SECONDS: Final = 10.0
 RATES: Final = (1_000, 10_000, 30_000, 100_000)
@@ -64,21 +62,6 @@ def send(bpf: Object, rate: int, seconds: float, sent: Any) -> None:
     sent.value = number
 
 
-@dataclass
-class Late:
-    """By how much a timer is late."""
-
-    worst: float = 0.0
-
-    async def watch(self) -> None:
-        then = time.perf_counter()
-        while True:
-            await asyncio.sleep(TICK)
-            now = time.perf_counter()
-            late, then = now - then - TICK, now
-            self.worst = max(self.worst, late)
-
-
 def counts(bpf: Object) -> tuple[int, int]:
     """Packets that were counted by a reason, and events that were lost."""
     packets = sum(row[0] for row in bpf.map("counts").values_summed().values())
@@ -97,35 +80,26 @@ async def flood(rate: int, seconds: float) -> None:
         fork = multiprocessing.get_context("fork")
         sent = fork.Value("q", 0)
         sender = fork.Process(target=send, args=(bpf, rate, seconds, sent))
-        late = Late()
         following = asyncio.create_task(events.follow())
         await asyncio.sleep(0.1)
-        watching = asyncio.create_task(late.watch())
-        before, begun = processor(), time.perf_counter()
-        sender.start()
-        await asyncio.to_thread(sender.join)
-        took, used = time.perf_counter() - begun, processor() - before
+        async with watched() as flooded:
+            sender.start()
+            await asyncio.to_thread(sender.join)
         await asyncio.sleep(1)
-        worst, late.worst = late.worst, 0.0
-        asking = time.perf_counter()
-        read_flows(sight)
-        asking = time.perf_counter() - asking
-        watching.cancel()
+        async with watched() as asked:
+            await read_flows(sight)
         following.cancel()
-        await asyncio.gather(watching, following, return_exceptions=True)
+        await asyncio.gather(following, return_exceptions=True)
         packets, lost = counts(bpf)
     missing = sent.value - events.read - events.rejected - lost
-    print(f"{rate:,} reports a second asked for, {sent.value / took:,.0f} sent, for {took:.1f} s")
+    sent_rate, used = sent.value / flooded.took, flooded.processor / flooded.took
+    print(f"{rate:,} reports a second asked for, {sent_rate:,.0f} sent, for {flooded.took:.1f} s")
     print(f"  sent {sent.value:,} = read {events.read:,} + lost {lost:,} + {missing} unexplained")
     print(f"  packets counted  {packets:,}")
-    print(f"  agent            {used / took:.0%} of a core")
-    print(f"  the loop waits   {1000 * worst:.0f} ms at most")
-    print(f"  flow map         read in {1000 * asking:.0f} ms")
-
-
-def processor() -> float:
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    return used.ru_utime + used.ru_stime
+    print(f"  agent            {used:.0%} of a core")
+    print(f"  the loop waits   {1000 * flooded.latest:.0f} ms at most")
+    read_in, waits = 1000 * asked.took, 1000 * asked.latest
+    print(f"  flow map         read in {read_in:.0f} ms, the loop waits {waits:.0f} ms at most")
 
 
 if __name__ == "__main__":

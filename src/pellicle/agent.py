@@ -19,7 +19,7 @@ from typing import Any
 import structlog
 
 from pellicle import derived, exemptions, logs, scrape
-from pellicle.answers import Sight, answers
+from pellicle.answers import answers
 from pellicle.audit import Audit, wall
 from pellicle.config import Attach, AuditMode, Config
 from pellicle.datapath import endpoints, exempt, ipcache, programs
@@ -60,6 +60,7 @@ from pellicle.metrics import Metrics
 from pellicle.plans import derive
 from pellicle.pods import PodPorts
 from pellicle.serve import CallError, Request, listen, serve
+from pellicle.sight import Sight
 from pellicle.sources import systemd, uplink
 from pellicle.sources.audit_trail import AuditTrail
 from pellicle.sources.cni import Cni, Datapath, Records

@@ -9,76 +9,35 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import msgspec
 
-from pellicle.config import Config
 from pellicle.datapath.address import from_bytes
-from pellicle.datapath.programs import PINNED_MAPS, ProgramTarget
-from pellicle.encryption.engine import Choice
-from pellicle.encryption.keying import Keying
+from pellicle.datapath.programs import PINNED_MAPS
 from pellicle.encryption.routes import inner_mtu
-from pellicle.encryption.sas import SaCount, SaTarget
-from pellicle.encryption.states import States
-from pellicle.encryption.svids import Svids
-from pellicle.facts import Address, Endpoint, EndpointName, Engine, Link, Node, NodeName, Rejected
-from pellicle.flows.decode import Decoder, FlowEvent
-from pellicle.flows.history import History
-from pellicle.flows.kernel_reasons import words_of
-from pellicle.flows.names import Name
+from pellicle.encryption.sas import SaCount
+from pellicle.facts import Engine, Rejected
 from pellicle.flows.reasons import Verdict
 from pellicle.flows.selection import Selection
-from pellicle.kernel.bpf import MapType, Object
-from pellicle.keys.pairing import PeerKeys
+from pellicle.kernel.bpf import MapType
 from pellicle.serve import CallError, Request
-from pellicle.sources.audit_trail import AuditTrail
-from pellicle.table import Lag, Reconciler, Table
+from pellicle.sight import (
+    VERSION,
+    Sight,
+    all_rejected,
+    events_lost,
+    kernel_drops,
+    packet_counts,
+    read_flows,
+)
+from pellicle.table import Lag
 
 SECRET_FIELDS = frozenset({"key", "salt"})
 DEFAULT_FLOWS = 1000
 FOLLOW_SECONDS = 0.25
-OVERLAP = 10**9
-"""Nanoseconds that are read again: a row may bear a moment that is older than itself."""
-VERSION = "0.1.0"
-
-
-@dataclass(slots=True)
-class Sight:
-    """All that may be asked about."""
-
-    config: Config
-    uplink: str
-    choice: Choice
-    longest: int
-    """Packet that the engine seals."""
-    bpf: Object
-    decoder: Decoder
-    programs: ProgramTarget
-    sas: SaTarget
-    states: States | None
-    """None: the kernel has no IPsec."""
-    keying: Keying | None
-    """None: encryption is off."""
-    peers: Table[NodeName, PeerKeys]
-    nodes: Table[NodeName, Node]
-    endpoints: Table[EndpointName, Endpoint]
-    names: Table[Address, Name]
-    links: Table[str, Link]
-    rejected: Callable[[], Sequence[Rejected]]
-    reconcilers: Sequence[Reconciler[Any, Any]]
-    history: History
-    problems: Callable[[], Iterable[str]]
-    """What is wrong now, in words."""
-    svids: Svids | None = None
-    """None: the key mode is not spiffe."""
-    key_events: Counter[str] = field(default_factory=Counter)
-    """How often what has become of keys."""
-    trail: AuditTrail | None = None
 
 
 def status(sight: Sight) -> dict[str, Any]:
@@ -166,7 +125,7 @@ async def flows(sight: Sight, request: Request) -> AsyncIterator[dict[str, Any]]
     except ValueError as error:
         raise CallError(7, str(error)) from error
     boot = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
-    read_flows(sight)
+    await read_flows(sight)
     seen = sight.history.change
     for flow in sight.history.last(wanted.last, selection):
         yield flow.answer(boot)
@@ -176,21 +135,6 @@ async def flows(sight: Sight, request: Request) -> AsyncIterator[dict[str, Any]]
         changed, seen = sight.history.since(seen, selection), sight.history.change
         for flow in changed[-wanted.most :] if wanted.most else changed:
             yield flow.answer(boot)
-
-
-def read_flows(sight: Sight) -> None:
-    """Take over what the kernel's flow table has counted; its rows are newer than the events."""
-    at, history = sight.decoder.row.by_name["row.last"].offset, sight.history
-    changed = [
-        (key, row)
-        for key, row in sight.bpf.map("flows").items()
-        if int.from_bytes(row[at : at + 8], "little") > history.read_until - OVERLAP
-    ]
-    decoded = sight.decoder.flows(changed)
-    flows = [event for event in decoded.events if isinstance(event, FlowEvent)]
-    history.add(flows, sight.names.rows)
-    if flows:
-        history.read_until = flows[-1].last
 
 
 def dump_map(sight: Sight, name: object) -> list[dict[str, Any]]:
@@ -313,50 +257,11 @@ def _ago(moment: float) -> str:
     return datetime.fromtimestamp(wall, UTC).isoformat(timespec="seconds")
 
 
-def packet_counts(sight: Sight) -> list[dict[str, Any]]:
-    """Packets and bytes by reason and verdict, all there are."""
-    summed = sight.bpf.map("counts").values_summed()
-    rows = []
-    for number, reason in sight.decoder.reasons.items():
-        packets, octets = summed.get(number.to_bytes(4, "little"), (0, 0))
-        rows.append(
-            {
-                "reason": reason.name,
-                "words": reason.words.short,
-                "advice": reason.words.advice,
-                "verdict": reason.verdict.value,
-                "packets": packets,
-                "bytes": octets,
-            }
-        )
-    return rows
-
-
-def kernel_drops(sight: Sight) -> list[dict[str, Any]]:
-    """What the kernel's IPsec has dropped in this namespace, ours or not."""
-    counted = sight.states.xfrm.errors() if sight.states else {}
-    return [
-        {
-            "reason": name,
-            "words": words_of(name).short,
-            "advice": words_of(name).advice,
-            "packets": packets,
-        }
-        for name, packets in counted.items()
-        if packets
-    ]
-
-
 def _offload(sight: Sight) -> dict[str, Any]:
     """Whether the uplink encrypts, and why not."""
     if sight.choice.engine is not Engine.XFRM or sight.states is None:
         return {"states": 0, "why": "the BPF engine encrypts by itself"}
     return {"states": sight.states.offloaded, "why": sight.states.software_why}
-
-
-def events_lost(sight: Sight) -> int:
-    """Events that the ring buffer had no room for."""
-    return sum(value[0] for value in sight.bpf.map("lost_events").values_summed().values())
 
 
 def _mtu(sight: Sight) -> dict[str, int | None]:
@@ -365,12 +270,6 @@ def _mtu(sight: Sight) -> dict[str, int | None]:
         mtu = link.mtu if link else None
         return {"v4": mtu, "v6": mtu}
     return {f"v{version}": inner_mtu(link.mtu, version, sight.longest) for version in (4, 6)}
-
-
-def all_rejected(sight: Sight) -> list[Rejected]:
-    """What of sources, secrets and offers is not used."""
-    plan = sight.keying.plan if sight.keying else None
-    return [*sight.rejected(), *(plan.rejected if plan else ())]
 
 
 def _rejected(row: Rejected) -> dict[str, str]:

@@ -19,10 +19,18 @@ from typing import Annotated, Any
 import msgspec
 import structlog
 
-from pellicle.answers import VERSION, Sight, events_lost, packet_counts, read_flows
 from pellicle.flows import coverage
 from pellicle.flows.coverage import Coverage, Direction, Key, Sum
 from pellicle.serve import Answer, CallError, Request
+from pellicle.sight import (
+    VERSION,
+    Sight,
+    changed_flows,
+    events_lost,
+    know_flows,
+    packet_counts,
+    read_flows,
+)
 from pellicle.sources.audit_trail import AuditTrail, Entry
 from pellicle.table import Table
 from pellicle.wire.chain import Record
@@ -96,7 +104,7 @@ class Audit:
         await self._add([("start", self._start())])
         clock = await self._resume()
         await self._names()
-        read_flows(self._sight)
+        await read_flows(self._sight)
         self._coverage = self._sight.history.sum_up(self._sight.names.rows, clock)
         try:
             while True:
@@ -157,7 +165,7 @@ class Audit:
     async def _tell_interval(self, sums: Coverage) -> None:
         async with self._turn:
             # In this order, so that no packet is attributed that is not counted, nor told twice.
-            read_flows(self._sight)
+            await read_flows(self._sight)
             counters = self._counters()
             rows, (news, more) = sums.take(), sums.take_news()
             interval = self._interval(rows, counters)
@@ -177,7 +185,7 @@ class Audit:
 
     def _stop(self, sums: Coverage) -> None:
         """The last words, before anybody who waits for them is gone."""
-        read_flows(self._sight)
+        know_flows(self._sight, changed_flows(self._sight))
         counters = self._counters()
         interval = self._interval(sums.take(), counters)
         entries = _exceptions(sums, *sums.take_news())
@@ -229,7 +237,7 @@ class Audit:
 
     async def _whole(self, sums: Coverage, most: int) -> dict[str, Any]:
         """All since the datapath's counters began; of each list the `most` weighty rows."""
-        read_flows(self._sight)
+        await read_flows(self._sight)
         counts, now = packet_counts(self._sight), sums.copy()
         answer = await asyncio.to_thread(coverage.report, now, counts, _boot(), most)
         return {**self._frame(), **answer}

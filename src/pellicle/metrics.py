@@ -16,14 +16,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pellicle.answers import (
-    VERSION,
-    Sight,
-    all_rejected,
-    events_lost,
-    kernel_drops,
-    packet_counts,
-)
 from pellicle.encryption.states import States
 from pellicle.encryption.traffic import SaKind, Seen, Traffic
 from pellicle.events import Events
@@ -31,6 +23,14 @@ from pellicle.kernel.xfrm import Xfrm
 from pellicle.keys.pairing import PeerState
 from pellicle.keys.rows import Direction
 from pellicle.serve import Request
+from pellicle.sight import (
+    VERSION,
+    Sight,
+    all_rejected,
+    events_lost,
+    kernel_drops,
+    packet_counts,
+)
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric

@@ -11,10 +11,11 @@ from typing import Any, cast
 
 import pytest
 
-from pellicle.answers import Sight, flows, maps
+from pellicle.answers import flows, maps
 from pellicle.flows.decode import Decoder
 from pellicle.flows.history import History
 from pellicle.serve import CallError, Request
+from pellicle.sight import Sight
 from tests.bpf.cluster import OVER4, POD4, furnish, put_inbound, put_outbound
 from tests.bpf.node import Node, loaded_node
 from tests.bpf.packets import frame, ip
