@@ -110,13 +110,18 @@ def lack(way: Way) -> str:
 
 
 @contextmanager
-def stand(way: Way, tell: Callable[[str], None]) -> Iterator[Path]:
-    """Make a lab carry packets this way, and prove it; LabError when it does not."""
+def stand(way: Way, tell: Callable[[str], None], **settings: Any) -> Iterator[Path]:
+    """Make a lab carry packets this way, and prove it; LabError when it does not.
+
+    `settings`: more of the agents' configuration.
+    """
+    if way.engine == "xfrm":
+        settings["cipher"] = ip_xfrm.CIPHER
     # New pods each time: nothing is left of the way before, and they are as this way has them.
     for pods in (0, 1):
         lab.up(
             nodes=2, pods=pods, engine=way.engine, encrypt=way.is_encrypted, mtu=WIRE_MTU,
-            settings={"cipher": ip_xfrm.CIPHER} if way.engine == "xfrm" else {},
+            settings=settings,
         )  # fmt: skip
     with ExitStack() as ends:
         protected = _agents_count

@@ -213,10 +213,11 @@ def _sa(keys: Keys) -> dict[str, Any]:
 
 @contextmanager
 def loaded_node(
-    scratch: Path, *, self4: str = "192.0.2.1", self6: str = "2001:db8::1", **config: Any
-) -> Iterator[Node]:
+    scratch: Path, *, self4: str = "192.0.2.1", self6: str = "2001:db8::1",
+    sources: Path = ROOT / "bpf", **config: Any,
+) -> Iterator[Node]:  # fmt: skip
     """Compiles and loads the datapath, its addresses and configuration set; the uplink is lo."""
-    path = compile_bpf(ROOT / "bpf" / "pellicle.bpf.c", scratch / "pellicle.bpf.o")
+    path = compile_bpf(sources / "pellicle.bpf.c", scratch / "pellicle.bpf.o", include=(sources,))
     words = {
         "encrypt": 1,
         "nodes": 1,
