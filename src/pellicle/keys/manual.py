@@ -30,6 +30,7 @@ from pellicle.facts import (
     Rejected,
     Spi,
 )
+from pellicle.keys.claims import Claims
 from pellicle.keys.derivation import SALT_BYTES
 from pellicle.keys.records import outer_addresses
 from pellicle.keys.rows import (
@@ -119,7 +120,7 @@ class ManualKeys:
         self._keys: tuple[ManualKey, ...] = ()
         self._leaving: dict[ManualKey, float | None] = {}
         """Keys that were removed, and when: None until the next plan."""
-        self._nodes: Mapping[NodeName, Node] = {}
+        self._claims = Claims(node)
         self._standing: Mapping[SaKey, Sa] = {}
         self._lives: dict[_Place, int] = {}
         self._wanted: dict[SaKey, _Place] = {}
@@ -127,7 +128,6 @@ class ManualKeys:
         """What is not wanted any more, and since when."""
         self._slots = Slots()
         self._slot_of: dict[PairId, int] = {}
-        self._refused: Sequence[Rejected] = []
         self._rejected: Sequence[Rejected] = []
         self.know(keys)
         if not self._keys:
@@ -150,22 +150,10 @@ class ManualKeys:
         self.standing(standing)
 
     def peers(
-        self, nodes: Mapping[NodeName, Node], _changed: Iterable[NodeName] | None = None
+        self, nodes: Mapping[NodeName, Node], changed: Iterable[NodeName] | None = None
     ) -> None:
         """All other nodes, as their records say now. A claim of another's address is refused."""
-        holders: dict[Address, NodeName] = dict.fromkeys(self._local.addresses, self._local.name)
-        good, refused = {}, []
-        others = nodes.keys() - {self._local.name}
-        for name in sorted(others, key=lambda name: (name not in self._nodes, name)):
-            node = nodes[name]
-            rival = next((holders[a] for a in node.addresses if a in holders), None)
-            if rival is not None:
-                why = f"an address of it belongs to node {rival}"
-                refused.append(Rejected(f"record of node {name}", "addresses", why))
-                continue
-            holders.update(dict.fromkeys(node.addresses, name))
-            good[name] = node
-        self._nodes, self._refused = good, tuple(refused)
+        self._claims.hear(nodes, changed)
 
     def standing(self, rows: Mapping[SaKey, Sa], _changed: Collection[SaKey] | None = None) -> None:
         """All SAs that stand in the kernel now. What vanished is not put again under its name."""
@@ -226,15 +214,16 @@ class ManualKeys:
     def plan(self, now: float) -> KeyPlan:
         """What ought to be, given all that was said."""
         self._forget_keys(now)
+        nodes = {name: self._claims.nodes[name] for name in self._claims.held}
         outers = {
             name: outer_addresses(self._local.addresses, node.addresses, self._family)
-            for name, node in self._nodes.items()
+            for name, node in nodes.items()
         }
         wanted: dict[SaKey, Sa] = {}
         before, self._wanted = self._wanted, {}
         for name, outer in outers.items():
             if outer is not None and self._keys:
-                for place in self._places(self._nodes[name].addresses[0], *outer):
+                for place in self._places(nodes[name].addresses[0], *outer):
                     sa = self._sa(name, place)
                     wanted[sa.at], self._wanted[sa.at] = sa, place
         for place in set(before.values()) - set(self._wanted.values()):
@@ -244,11 +233,11 @@ class ManualKeys:
         stands = self._outs(wanted)
         used = {
             name: stands[node.addresses[0]]
-            for name, node in self._nodes.items()
+            for name, node in nodes.items()
             if outers[name] is not None and node.addresses[0] in stands
         }
         sends = {
-            name: Send(newest.pair, Engine.XFRM, self._nodes[name].addresses[0], sas=1)
+            name: Send(newest.pair, Engine.XFRM, nodes[name].addresses[0], sas=1)
             for name, (newest, *_) in used.items()
         }
         return KeyPlan(
@@ -260,7 +249,7 @@ class ManualKeys:
                 name: self._peer(name, outer, used.get(name, ())) for name, outer in outers.items()
             },
             own=tuple(self._own()),
-            rejected=(*self._rejected, *self._refused),
+            rejected=(*self._rejected, *self._claims.refused.values()),
             wake=min(self._wakes(), default=None),
         )
 

@@ -18,6 +18,7 @@ from itertools import islice
 from typing import NamedTuple
 
 from pellicle.facts import Address, Cipher, Node, NodeName, Offer, Rejected
+from pellicle.keys.claims import Claims
 from pellicle.keys.derivation import best_cipher
 from pellicle.keys.offers import MOST_OFFERS, prover
 from pellicle.keys.rows import LocalNode, PeerState
@@ -91,17 +92,13 @@ class Records:
         self._secrets = rules.secrets
         self._leaving: dict[Trust, float | None] = {}
         """Secrets that were replaced, and when: None until the next `take`."""
-        self._nodes: dict[NodeName, Node] = {}
-        self._claims: dict[Address, set[NodeName]] = {}
-        self._held: set[NodeName] = set()
-        """Nodes that have their addresses alone."""
+        self._claims = Claims(rules.local)
         self._unread: dict[NodeName, None] = {}
         self._until: dict[NodeName, float] = {}
         self._ends: list[tuple[float, NodeName]] = []
         """A heap; only those that `_until` has, too, are so still."""
         self._looked_at = float("-inf")
         """At the clock of proofs."""
-        self._refused: dict[NodeName, Rejected] = {}
         self._faulty: dict[NodeName, tuple[Rejected, ...]] = {}
 
     @property
@@ -116,7 +113,7 @@ class Records:
 
     @property
     def rejected(self) -> Iterator[Rejected]:
-        yield from self._refused.values()
+        yield from self._claims.refused.values()
         for rows in self._faulty.values():
             yield from rows
 
@@ -124,56 +121,7 @@ class Records:
         self, nodes: Mapping[NodeName, Node], changed: Iterable[NodeName] | None = None
     ) -> None:
         """The nodes are these now, and only `changed` may differ from those before."""
-        moved: dict[NodeName, None] = {}
-        for name in {**nodes, **self._nodes} if changed is None else changed:
-            was, now = self._nodes.get(name), nodes.get(name)
-            if name == self._rules.local.name or was == now:
-                continue
-            self._unread[name] = moved[name] = None
-            for address in was.addresses if was else ():
-                self._claims[address].discard(name)
-                moved.update(dict.fromkeys(self._claims[address]))
-                if not self._claims[address]:
-                    del self._claims[address]
-            for address in now.addresses if now else ():
-                self._claims.setdefault(address, set()).add(name)
-            if now:
-                self._nodes[name] = now
-            else:
-                del self._nodes[name]
-        self._settle_claims(self._rivals(moved))
-
-    def _rivals(self, names: Iterable[NodeName]) -> Collection[NodeName]:
-        """`names`, and whoever claims what one of them claims, and so on."""
-        found = dict.fromkeys(names)
-        queue = list(found)
-        while queue:
-            node = self._nodes.get(queue.pop())
-            for address in node.addresses if node else ():
-                new = [rival for rival in self._claims[address] if rival not in found]
-                found.update(dict.fromkeys(new))
-                queue.extend(new)
-        return found
-
-    def _settle_claims(self, names: Iterable[NodeName]) -> None:
-        """Who held an address before holds it still, else the first name does."""
-        local = self._rules.local
-        holders: dict[Address, NodeName] = dict.fromkeys(local.addresses, local.name)
-        for name in sorted(names, key=lambda name: (name not in self._held, name)):
-            node = self._nodes.get(name)
-            rival = next((holders[a] for a in node.addresses if a in holders), None) if node else ""
-            is_held = rival is None
-            if is_held != (name in self._held):
-                self._unread[name] = None
-            self._refused.pop(name, None)
-            if node and is_held:
-                self._held.add(name)
-                holders.update(dict.fromkeys(node.addresses, name))
-                continue
-            self._held.discard(name)
-            if rival:
-                why = f"an address of it belongs to node {rival}"
-                self._refused[name] = Rejected(f"record of node {name}", "addresses", why)
+        self._unread.update(dict.fromkeys(self._claims.hear(nodes, changed)))
 
     def know(self, secrets: Sequence[Trust]) -> bool:
         """The secrets are these from now on; whoever still has those before is heard for a while.
@@ -196,7 +144,7 @@ class Records:
     def judge_anew(self) -> None:
         """Every record, by what is good now."""
         self._rules = replace(self._rules, secrets=(*self._secrets, *self._leaving))
-        self._unread.update(dict.fromkeys(self._held))
+        self._unread.update(dict.fromkeys(self._claims.held))
 
     def take(self, now: float, most: int) -> list[Verdict]:
         """What has changed; at most so many are judged at once."""
@@ -208,13 +156,13 @@ class Records:
         return [self._judge(name) for name in names]
 
     def _judge(self, name: NodeName) -> Verdict:
-        node = self._nodes.get(name)
+        node = self._claims.nodes.get(name)
         self._faulty.pop(name, None)
         self._until.pop(name, None)
         if node is None:
             return Verdict(name, None, Record(state=PeerState.NO_OFFER, why="is gone"), True)
-        if name not in self._held:
-            why = self._refused[name].why
+        if name not in self._claims.held:
+            why = self._claims.refused[name].why
             return Verdict(name, node, Record(state=PeerState.NO_OFFER, why=why), True)
         record = read_record(node, self._rules)
         if record.rejected:
