@@ -8,11 +8,9 @@ and the text is written in another thread. Series: a few hundred, and nine for e
 from __future__ import annotations
 
 import asyncio
-import gc
 import time
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +27,7 @@ from pellicle.sight import (
     all_rejected,
     events_lost,
     kernel_drops,
+    no_collection,
     packet_counts,
 )
 
@@ -62,7 +61,7 @@ class Metrics:
         async with self._turn:
             if time.monotonic() >= self._made + FRESH_SECONDS:
                 moment = Moment.of(self._sight)
-                with _no_collection():
+                with no_collection():
                     self._text = await asyncio.to_thread(self._write, moment)
                 self._made = time.monotonic()
             return self._text
@@ -96,18 +95,6 @@ class Metrics:
 
     def _read_states(self) -> Any:
         return self._states.read() if self._states else {}
-
-
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    """Tens of thousands of samples come and go, none in a cycle: looking for cycles among them, and
-    all that the agent has, would hold up the loop for longer than all the rest.
-    """
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
 
 
 @dataclass(frozen=True, slots=True)
