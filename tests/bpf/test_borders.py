@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -41,32 +41,6 @@ OSPF, SSH = 89, 22
 RULES = {(packets.TCP, SSH): 71, (OSPF, 0): 72}
 
 
-@pytest.fixture(scope="module")
-def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
-    with loaded_node(tmp_path_factory.mktemp("bpf")) as loaded:
-        furnish(loaded)
-        prepare(loaded)
-        yield loaded
-
-
-@pytest.fixture(scope="module")
-def monitor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
-    """The same, but what is dropped for being clear passes, and is reported."""
-    with loaded_node(tmp_path_factory.mktemp("bpf"), monitor=1) as loaded:
-        furnish(loaded)
-        prepare(loaded)
-        yield loaded
-
-
-@pytest.fixture(scope="module")
-def pods_only(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
-    """The same, but what nodes say to each other is not encrypted."""
-    with loaded_node(tmp_path_factory.mktemp("bpf"), nodes=0) as loaded:
-        furnish(loaded)
-        prepare(loaded)
-        yield loaded
-
-
 def prepare(loaded: Node) -> None:
     loaded.put_peer(NODE_INSIDE, node=NODE_INSIDE, flags=2)
     loaded.put_peer(GATEWAY, node=SELF4, flags=3)
@@ -78,11 +52,25 @@ def prepare(loaded: Node) -> None:
     put_inbound(loaded, OVER4)
 
 
-@pytest.fixture(scope="module")
-def node_in_the_clear(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
-    with loaded_node(tmp_path_factory.mktemp("bpf"), encrypt=0) as loaded:
-        furnish(loaded)
-        yield loaded
+def bordering(**words: int) -> Callable[[pytest.TempPathFactory], Iterator[Node]]:
+    """A fixture: the node, with these words in its configuration."""
+
+    @pytest.fixture(scope="module")
+    def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
+        with loaded_node(tmp_path_factory.mktemp("bpf"), **words) as loaded:
+            furnish(loaded)
+            prepare(loaded)
+            yield loaded
+
+    return made
+
+
+node = bordering()
+monitor = bordering(monitor=1)
+"""What is dropped for being clear passes, and is reported."""
+pods_only = bordering(nodes=0)
+"""What nodes say to each other is not encrypted."""
+node_in_the_clear = bordering(encrypt=0)
 
 
 def tagged(packet: bytes, *tags: int) -> bytes:
