@@ -4,13 +4,20 @@
                  1446                    1500                     1400 from now on
 n1/p1 ──────────────────────── n1 ═════════════════ router ═════════════════ n2 ── n2/p1
        ◀── ICMP: 1346 ──          ◀── ICMP: 1400 ──
+
+From pods and nodes, to pods and nodes; whether the router's address is the world's or lies among
+the nodes' own (`node_cidrs`).
 """
 
 from __future__ import annotations
 
+import errno
+import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
 import pytest
 
@@ -23,27 +30,50 @@ from pellicle.lab.topology import UPLINK, WIRE, LabNode, pod_named
 from tests import pace
 from tests.net.engines import of
 from tests.net.loaded import MARKER, assert_private, load, until
-from tests.net.parcels import INNER, IP_UDP, PROBE_PATH, SECRET, content, parcels
+from tests.net.parcels import (
+    INNER,
+    IP_UDP,
+    MAY_FRAGMENT,
+    MUST_NOT_FRAGMENT,
+    PROBE_PATH,
+    SECRET,
+    Post,
+    content,
+    parcels,
+    refusal,
+)
 from tests.net.streams import connected, exchange, segment
 
 MakeLab = Callable[..., lab.LabState]
 A, B = "n1/p1", "n2/p1"
 N1, N2 = LabNode(1), LabNode(2)
 NARROW = 1400
+NARROWER = 1388
+PATHS = ((A, B), (A, "n2"), ("n1", B), ("n1", "n2"))
+ROUTERS: Mapping[int, Mapping[str, Any]] = {
+    4: {"node_cidrs": ["192.168.0.0/16", "fd00:168::/32"]},
+    6: {},
+}
+"""Of the agents' settings, by the family outside."""
 both = pytest.mark.parametrize("family", [4, 6], ids=["IPv4", "IPv6"])
 
 
 @pytest.fixture(scope="module", params=[4, 6], ids=["IPv4-outside", "IPv6-outside"])
 def outer(make_lab: MakeLab, request: pytest.FixtureRequest) -> int:
     lab.down()  # a pod keeps the MTU that it was made with
-    make_lab(2, 1, settings={"outer_family": str(request.param)})
+    make_lab(2, 1, settings={"outer_family": str(request.param), **ROUTERS[request.param]})
     return int(request.param)
 
 
 @both
-def test_routes_of_pods_say_the_mtu_to_the_byte(outer: int, family: int) -> None:
-    with parcels(A, B, family) as post:
-        assert post.mtu == INNER[outer]
+@pytest.mark.parametrize(("source", "sink"), PATHS, ids=lambda where: where.replace("/", "-"))
+def test_the_mtu_is_exact_to_the_byte(outer: int, source: str, sink: str, family: int) -> None:
+    """What fits arrives whole, the rest is refused or cut, never lost."""
+    with Sniffer(markers=[SECRET]) as wire:
+        with parcels(source, sink, family) as post:
+            assert post.mtu == INNER[outer], "a route says so"
+        _assert_exact(source, sink, family, INNER[outer])
+        assert_private(wire)
 
 
 @both
@@ -68,8 +98,8 @@ def test_a_cable_gets_narrower_under_a_connection(outer: int, family: int) -> No
     with Sniffer(markers=[MARKER]) as wire, load(A, B, family, pps=500) as run:
         time.sleep(pace.patient(1))
         with _narrow_cable(N2):
-            until(lambda: _route_mtus(N1) == {inner}, "n1 has heard it from the router")
-            until(lambda: _route_mtus(N2) == {inner}, "n2 has seen its device", 5)
+            until(partial(_has_mtu, N1, inner), "n1 has heard it from the router")
+            until(partial(_has_mtu, N2, inner), "n2 has seen its device", 5)
             with parcels(A, B, family) as post:
                 post.discover(PROBE_PATH)
                 post.send(content(inner + 1 - IP_UDP[family]))
@@ -84,7 +114,110 @@ def test_a_cable_gets_narrower_under_a_connection(outer: int, family: int) -> No
     assert outcome.stream_bytes == outcome.stream_sent
     assert outcome.lost == 0
     lab.restart_agent("n1")
-    assert _route_mtus(N1) == {INNER[outer]}, "a new agent believes nobody yet"
+    assert _has_mtu(N1, INNER[outer]), "a new agent believes nobody yet"
+
+
+@both
+@pytest.mark.parametrize(("source", "sink"), PATHS, ids=lambda where: where.replace("/", "-"))
+def test_a_router_gets_narrower_under_a_connection(
+    outer: int, source: str, sink: str, family: int
+) -> None:
+    """Twice; the cables and devices stay as they are."""
+    for pod in (A, B):
+        _forget_paths(pod, family)
+    with Sniffer(markers=[MARKER]) as wire, load(source, sink, family, pps=500) as run:
+        time.sleep(pace.patient(1))
+        for mtu in (NARROW, NARROWER):
+            inner = inner_mtu(mtu, outer, 1 << 20)
+            with _narrow_router(outer, mtu):
+                until(partial(_has_mtu, N1, inner), "n1 has heard it from the router")
+                _assert_exact(source, sink, family, inner)
+                time.sleep(pace.patient(1))
+        outcome = run.stop()
+        assert_private(wire)
+    assert outcome.is_intact
+    assert outcome.stream_bytes == outcome.stream_sent
+    assert outcome.lost == 0
+    assert _has_mtu(N2, INNER[outer]), "nobody has complained of what n2 says"
+    lab.restart_agent("n1")
+    assert _has_mtu(N1, INNER[outer]), "a new agent believes nobody yet"
+
+
+@both
+def test_pods_that_were_made_for_another_family_outside_lose_nothing_for_good(
+    make_lab: MakeLab, outer: int, family: int
+) -> None:
+    """Their routes say what fitted then. What is too long now, their node cuts, or tells them."""
+    other = 10 - outer
+    make_lab(2, 1, settings={"outer_family": str(other), **ROUTERS[other]})
+    try:
+        with Sniffer(markers=[SECRET]) as wire:
+            with connected(A, B, family) as (here, there):
+                assert exchange(here, there) == [True, True]
+            with parcels(A, B, family) as post:
+                post.discover(PROBE_PATH)
+                longest = min(INNER.values()) - IP_UDP[family]
+                assert post.carries(longest)
+                if other == 6:
+                    post.send(content(longest + 1))
+                    error = post.error()
+                    assert error is not None
+                    assert error.mtu == INNER[6]
+                post.discover(MAY_FRAGMENT)
+                assert all(post.carries(size) for size in (longest + 1, 3000))
+            assert_private(wire)
+    finally:
+        make_lab(2, 1, settings={"outer_family": str(outer), **ROUTERS[outer]})
+
+
+def _assert_exact(source: str, sink: str, family: int, inner: int) -> None:
+    """The last byte that fits arrives, the next is refused; or it is cut, where it may be."""
+    longest = inner - IP_UDP[family]
+    with parcels(source, sink, family) as post:
+        post.discover(MUST_NOT_FRAGMENT)
+        until(lambda: _knows(post, inner), "the sender knows")
+        for size in range(longest - 4, longest + 1):
+            assert post.carries(size), size
+        assert refusal(lambda: post.send(content(longest + 1))) == errno.EMSGSIZE
+        post.discover(MAY_FRAGMENT)
+        for size in (longest + 1, longest + 2, 2 * longest, 5000):
+            assert post.carries(size), size
+
+
+def _knows(post: Post, inner: int) -> bool:
+    """A pod has to be told, by a packet that is too long; then its own kernel refuses such."""
+    refused = refusal(lambda: post.send(content(inner + 1 - IP_UDP[post.family])))
+    post.sender.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)  # what came back meanwhile
+    return refused == errno.EMSGSIZE and post.mtu == inner
+
+
+def _forget_paths(pod: str, family: int) -> None:
+    """What its kernel has heard of narrow paths goes with the default route; that is put back."""
+    ip, place = ["ip", f"-{family}", "route"], pod_named(pod).namespace
+    argv = [*ip, "show", "default"]
+    done = netns.run_in(place, argv, capture_output=True, text=True, check=True)
+    default = done.stdout.replace("pref medium", "").split()
+    for verb in ("del", "add"):
+        netns.run_in(place, [*ip, verb, *default], check=True)
+
+
+@contextmanager
+def _narrow_router(outer: int, mtu: int) -> Iterator[None]:
+    """Its routes to both nodes; frames of all sizes still reach it."""
+
+    def route(node: LabNode, *more: str) -> None:
+        to = next(str(each.network) for each in node.uplinks if each.version == outer)
+        argv = ["ip", f"-{outer}", "route", "replace", to, "dev", node.wire_device]
+        argv += ["proto", "kernel"] + ["metric", "256"] * (outer == 6)
+        netns.run_in(WIRE, [*argv, *more], check=True)
+
+    for node in (N1, N2):
+        route(node, "mtu", "lock", str(mtu))
+    try:
+        yield
+    finally:
+        for node in (N1, N2):
+            route(node)
 
 
 @contextmanager
@@ -116,6 +249,10 @@ def _narrow_cable(node: LabNode) -> Iterator[None]:
         yield
     finally:
         set_mtu(1500)
+
+
+def _has_mtu(node: LabNode, inner: int) -> bool:
+    return _route_mtus(node) == {inner}
 
 
 def _route_mtus(node: LabNode) -> set[int | None]:

@@ -7,7 +7,6 @@ node ──tcp/22, named──▶ node                                    in the
 
 from __future__ import annotations
 
-import errno
 import json
 import socket
 from collections.abc import Callable, Iterator
@@ -26,16 +25,10 @@ from pellicle.ui.lab import checked
 from tests import pace
 from tests.net.loaded import address_of, until
 from tests.net.parcels import (
-    INNER,
-    IP_UDP,
-    MAY_FRAGMENT,
-    MUST_NOT_FRAGMENT,
     SECRET,
     content,
     is_echoed,
     open_in,
-    parcels,
-    refusal,
 )
 from tests.net.streams import connected, exchange
 
@@ -61,27 +54,6 @@ def test_every_path_is_encrypted_and_answered(
     assert {(c.source, c.destination) for c in found.cells} == set(product(ENDS, ENDS))
     assert len(found.cells) == 9 * 2 * 3 * 3
     assert all(cell.is_well for cell in found.cells)
-
-
-@both
-@pytest.mark.parametrize(("source", "sink"), [("n1", "n2"), ("n1", "n2/p1"), ("n1/p1", "n2")])
-def test_the_mtu_is_exact_to_the_byte(
-    make_lab: MakeLab, source: str, sink: str, family: int
-) -> None:
-    """From and to nodes, too: what fits arrives whole, the rest is refused or cut, never lost."""
-    make_lab(2, 1)
-    longest = INNER[4] - IP_UDP[family]
-    with Sniffer(markers=[SECRET]) as wire, parcels(source, sink, family) as post:
-        post.discover(MUST_NOT_FRAGMENT)
-        for size in range(longest - 4, longest + 1):
-            assert post.carries(size), size
-        assert refusal(lambda: post.send(content(longest + 1))) == errno.EMSGSIZE
-        assert post.mtu == INNER[4]
-        post.discover(MAY_FRAGMENT)
-        for size in (longest + 1, 2 * longest, 5000):
-            assert post.carries(size), size
-        wire.settle()
-        assert (wire.lost(), wire.leaks(), wire.marks()) == (0, (), {})
 
 
 def test_the_listener_reads_all_of_it_while_encryption_is_off(make_lab: MakeLab) -> None:
