@@ -14,6 +14,12 @@ static __always_inline int is_own_address(struct __sk_buff *skb, const struct ad
 	return endpoint && endpoint->ifindex == skb->ifindex;
 }
 
+/* A piece of which headers hide what is in it may be one of ESP: RFC 7112 wants them all in the first. */
+static __always_inline int may_be_esp(const struct packet *p)
+{
+	return p->protocol == IPPROTO_ESP || (p->is_fragment && is_extension(p->protocol));
+}
+
 /* No peer: a neighbour, the world, or a cluster address that may appear at any moment. */
 static __always_inline int from_pod_unknown(const struct packet *p)
 {
@@ -38,7 +44,7 @@ static __always_inline int from_pod_judge(struct __sk_buff *skb, const struct pa
 	peer = peer_find(&p->destination);
 	if (!peer)
 		return from_pod_unknown(p);
-	if (peer->flags & PEER_NODE && p->protocol == IPPROTO_ESP)
+	if (peer->flags & PEER_NODE && may_be_esp(p))
 		return DROP_POD_ESP;
 	if (peer->flags & PEER_LOCAL)
 		return CLEAR_LOCAL;

@@ -276,7 +276,7 @@ FROM_A_POD = (
     pod("the same in the name of n2", "n2", "n1", wear=its_esp),
     pod("ESP in pieces", "n1/p1", "n2", POD_ESP, wear=partial(in_pieces, wear=esp)),
     pod("ESP behind options", "n1/p1", "n2", POD_ESP, wear=behind_options, families=(6,)),
-    pod("ESP behind options in pieces", "n1/p1", "n1", kernels("XfrmInNoStates"), families=(6,),
+    pod("ESP behind options in pieces", "n1/p1", "n1", POD_ESP, families=(6,),
         wear=partial(in_pieces, wear=behind_options)),
     pod("ESP in UDP to a node", "n1/p1", "n2", STACK, wear=esp_in_udp),
     pod("a packet of n3's pod in one to n2", "n1/p1", "n2", STACK, wear=inside),
