@@ -168,6 +168,16 @@ static __always_inline __u32 door_hand_over(struct __sk_buff *skb, const struct 
 	return there->host;
 }
 
+/* What a shared state counts is everybody's. */
+static __always_inline void door_count(struct __sk_buff *skb, const struct packet *p,
+				       struct sa_out *sa)
+{
+	if (!(sa->mark & MARK_SHARED))
+		return;
+	__sync_fetch_and_add(&sa->packets, skb->gso_segs > 1 ? skb->gso_segs : 1);
+	__sync_fetch_and_add(&sa->bytes, packet_bytes(skb, p));
+}
+
 /* Whatever the kernel then refuses it counts by itself: /proc/net/xfrm_stat. */
 SEC("tc")
 int door_xfrm(struct __sk_buff *skb)
@@ -200,6 +210,7 @@ int door_xfrm(struct __sk_buff *skb)
 	}
 	if (sa) {
 		skb->mark = sa->mark | (p->tos & MARK_ECN);
+		door_count(skb, p, sa);
 		reason = door_done(s);
 	}
 	verdict(skb, HOOK_DOOR, reason);

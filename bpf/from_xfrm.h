@@ -7,11 +7,14 @@
 #include "deliver.h"
 #include "probe.h"
 
-/* The row of the SA that the kernel used: it keeps a record of that with the packet. */
+/* The row of the SA that the kernel used: it keeps a record of that with the packet.  A shared state
+ * knows of no sender: from_net did, and left its slot in the mark.
+ */
 static __always_inline struct sa_in *xfrm_sa(struct __sk_buff *skb, struct scratch *s)
 {
 	struct bpf_xfrm_state state = {};
 	struct sa_in_key key = {};
+	struct addr *sharer;
 
 	if (bpf_skb_get_xfrm_state(skb, 0, &state, sizeof(state), 0))
 		return 0;
@@ -23,6 +26,12 @@ static __always_inline struct sa_in *xfrm_sa(struct __sk_buff *skb, struct scrat
 	} else {
 		__builtin_memcpy(&key.source, state.remote_ipv6, sizeof(key.source));
 		key.destination = config.self6;
+	}
+	if (addr_is_nobody(&key.source)) {
+		sharer = sharer_find(skb);
+		if (!sharer)
+			return 0;
+		key.source = *sharer;
 	}
 	return bpf_map_lookup_elem(&sa_in, &key);
 }
@@ -39,6 +48,10 @@ static __always_inline int from_xfrm_packet(struct __sk_buff *skb, struct scratc
 	sa_name(s, sa);
 	if (reason)
 		return reason;
+	if (sa->mark & MARK_SHARED) {
+		__sync_fetch_and_add(&sa->packets, 1);
+		__sync_fetch_and_add(&sa->bytes, p->len);
+	}
 	if (p->start != ETH_HLEN)
 		return DROP_MALFORMED; /* the header of the frame that brought the ESP, rebuilt */
 	sa_confirm(s, sa);

@@ -10,6 +10,12 @@ static __always_inline int addr_equal(const struct addr *a, const struct addr *b
 	return a->halves[0] == b->halves[0] && a->halves[1] == b->halves[1];
 }
 
+/* 0.0.0.0 or :: */
+static __always_inline int addr_is_nobody(const struct addr *addr)
+{
+	return !addr->halves[0] && !addr->words[3];
+}
+
 /* One of this node's outer addresses, between which ESP travels. */
 static __always_inline int addr_is_self(const struct addr *addr)
 {
@@ -52,6 +58,14 @@ static __always_inline int peer_may_be_pod(const struct addr *addr)
 	struct peer *peer = peer_find(addr);
 
 	return peer ? !(peer->flags & PEER_NODE) : cluster_has(addr);
+}
+
+/* The outer address of the peer whose packet this is, as its mark says; 0: nobody's. */
+static __always_inline struct addr *sharer_find(const struct __sk_buff *skb)
+{
+	struct sharer_key key = { .slot = skb->mark >> MARK_SLOT_SHIFT };
+
+	return (struct addr *)bpf_map_lookup_elem(&sharers, &key);
 }
 
 /* ESP by an SA that somebody else has made here. */

@@ -14,14 +14,16 @@
 #define REPLAY_WORDS 32		/* ring of 2048 bits: the window plus room to advance without shifting */
 /* skb->mark, seen by nobody but this node:
  *
- *     31                            16 15 14 13  12 11      8 7        2 1    0
- *    +--------------------------------+-----+------+---------+----------+------+
- *    |    slot: names a pair here     |  0  |  SA  | 0xe/0xd |    0     | ECN  |
- *    +--------------------------------+-----+------+---------+----------+------+
+ *     31                            16 15 14 13  12 11      8  7  6     2 1    0
+ *    +--------------------------------+-----+------+---------+---+-------+------+
+ *    |    slot: names a pair here     |  0  |  SA  | 0xe/0xd | S |   0   | ECN  |
+ *    +--------------------------------+-----+------+---------+---+-------+------+
  *
  * From a pod it is exactly 0xe00: routed by table 200 to the door.  The rest is for the kernel's
  * IPsec, which chooses policies and states by it, and makes it 0xc… with what it has encrypted.  What
- * leaves the door is exactly 0xc00.  Bits 14 and 15 are kube-proxy's.
+ * leaves the door is exactly 0xc00.  S: the kernel's state is shared by many pairs; the SA is the
+ * state's number then, and the slot, which the state does not look at, still names the pair.  Bits 14
+ * and 15 are kube-proxy's.
  */
 #define MARK_ENCRYPT 0xe00	/* & MARK_MASK: to be encrypted */
 #define MARK_DECRYPT 0xd00	/* & MARK_MASK: ESP that is the kernel's to open, and what was in it */
@@ -29,6 +31,7 @@
 #define MARK_MASK 0xf00
 #define MARK_SLOT_SHIFT 16
 #define MARK_SA_SHIFT 12
+#define MARK_SHARED 0x80
 #define MARK_ECN 3		/* of the inner packet on the way out, of the outer one on the way in */
 #define EVENTS_SIZE (1 << 20)	/* bytes of the ring buffer */
 #define EVENTS_CHEAP (EVENTS_SIZE / 16 * 15) /* of them for events that anybody can cause */
@@ -84,6 +87,7 @@ enum reason {
 	DROP_CONGESTED_ECN,	/* RFC 6040 §4.2: outer CE on an inner packet that is not ECN-capable */
 	DROP_POD_ESP,		/* a pod speaking ESP of its own to a node of the cluster */
 	DROP_WRONG_DOOR,	/* one engine's, at the other's device: a route is on its way */
+	DROP_UNKNOWN_SLOT,	/* sealed by a shared state, for a pair that is gone */
 	REASON_COUNT,
 };
 
@@ -167,7 +171,9 @@ struct {
 	__type(value, struct encrypt_row);
 } encrypt SEC(".maps");
 
-/* Of an SA of the kernel's the row only says what it is: key, salt and counts are in its xfrm state. */
+/* Of an SA of the kernel's the row only says what it is: key, salt and counts are in its xfrm state;
+ * where that is shared, packets and bytes are counted here.
+ */
 struct sa_out_key { __u64 pair; __u32 number; __u32 pad; };
 struct sa_out {
 	__u64 sequence;		/* last one sent; only ever counted up, only by the datapath */
@@ -225,6 +231,17 @@ struct {
 	__type(key, struct sa_in_key);
 	__type(value, struct sa_in);
 } sa_in SEC(".maps");
+
+/* --- SAs that share a state of the kernel's: by the slot in a mark, whose packet it is ------------ */
+struct sharer_key { __u32 slot; };
+struct sharer { struct addr outer; /* the peer's */ };
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 65536);
+	__type(key, struct sharer_key);
+	__type(value, struct sharer);
+} sharers SEC(".maps");
 
 /* --- SAs that somebody else has made in this node's kernel: their ESP, both ways, is left to them -- */
 struct other_key { struct addr destination; __be32 spi; __u32 pad; };
@@ -343,6 +360,7 @@ enum exported {
 	EXPORT_MARK_OUT = MARK_OUT,
 	EXPORT_MARK_SLOT_SHIFT = MARK_SLOT_SHIFT,
 	EXPORT_MARK_SA_SHIFT = MARK_SA_SHIFT,
+	EXPORT_MARK_SHARED = MARK_SHARED,
 	EXPORT_PROBE_PROTOCOL = PROBE_PROTOCOL,
 	EXPORT_REPLAY_WINDOW = REPLAY_WINDOW,
 	EXPORT_LONGEST = CCP_MAX - 2, /* the longest packet that the engine seals */

@@ -42,19 +42,54 @@ static __always_inline int xfrm_finish_ipv6(struct __sk_buff *skb, const struct 
 									   REASON_NONE;
 }
 
+/* A shared state sends to a placeholder (encryption/states.py); the peer is whom the slot names. */
+static __always_inline int xfrm_readdress(struct __sk_buff *skb, const struct packet *p)
+{
+	struct ethhdr eth = { .h_proto = p->ethertype }; /* bpf_redirect_neigh takes no multicast */
+	struct addr *sharer = sharer_find(skb);
+	struct addr outer;
+
+	if (p->start != ETH_HLEN)
+		return DROP_MALFORMED; /* it would leave by another device than this */
+	if (!sharer)
+		return DROP_UNKNOWN_SLOT;
+	if (bpf_skb_store_bytes(skb, 0, &eth, sizeof(eth), 0))
+		return DROP_MALFORMED;
+	outer = *sharer;
+	if (addr_is_ipv4(&outer) != (p->ethertype == swap16(ETH_P_IP)))
+		return DROP_UNKNOWN_SLOT;
+	if (!addr_is_ipv4(&outer))
+		return bpf_skb_store_bytes(skb, p->start + __builtin_offsetof(struct ipv6hdr, daddr), &outer,
+					   sizeof(outer), 0) ? DROP_MALFORMED : REASON_NONE;
+	if (bpf_l3_csum_replace(skb, p->start + __builtin_offsetof(struct iphdr, check),
+				p->destination.words[3], outer.words[3], sizeof(__be32)) ||
+	    bpf_skb_store_bytes(skb, p->start + __builtin_offsetof(struct iphdr, daddr), &outer.words[3],
+				sizeof(__be32), 0))
+		return DROP_MALFORMED;
+	return REASON_NONE;
+}
+
 /* ESP of the kernel's IPsec, which bears the mark of the SA still. */
 static __always_inline int xfrm_finish(struct __sk_buff *skb, const struct packet *p)
 {
 	__u8 tos = (p->tos & ~MARK_ECN) | (skb->mark & MARK_ECN);
+	int reason;
 
 	if (p->is_fragment)
 		return DROP_TOO_BIG; /* the peer would refuse it */
 	if (skb->gso_size)
 		return DROP_SEAL_FAILED; /* cut while it is encrypted, segments may share a nonce */
-	skb->mark = 0;
 	if (p->ethertype == swap16(ETH_P_IP))
-		return xfrm_finish_ipv4(skb, p, tos);
-	return xfrm_finish_ipv6(skb, p, tos);
+		reason = xfrm_finish_ipv4(skb, p, tos);
+	else
+		reason = xfrm_finish_ipv6(skb, p, tos);
+	if (!reason && skb->mark & MARK_SHARED) {
+		reason = xfrm_readdress(skb, p);
+		skb->mark = MARK_OUT;
+	} else {
+		skb->mark = 0;
+	}
+	return reason;
 }
 
 /* The door's mark says that it has reported this already. */
@@ -99,5 +134,9 @@ int to_net(struct __sk_buff *skb)
 		return TC_ACT_OK;
 	if (!reason)
 		reason = to_net_judge(skb, s);
-	return reason ? verdict(skb, HOOK_TO_NET, reason) : TC_ACT_OK;
+	if (reason)
+		return verdict(skb, HOOK_TO_NET, reason);
+	if (skb->mark == MARK_OUT) /* readdressed: by another route, to another neighbour */
+		return bpf_redirect_neigh(config.uplink_ifindex, 0, 0, 0);
+	return TC_ACT_OK;
 }

@@ -19,6 +19,10 @@ LOCAL, NODE = 1, 2  # enum peer_flags
 SAS = 4
 OUT = 0xC00
 """The mark of what leaves the door."""
+SHARED = 0x80
+"""In a mark: the kernel's state is shared, and the slot says whose packet it is."""
+PLACEHOLDERS = {4: "224.0.0.254", 6: "ff02::114"}
+"""Where shared states send to."""
 SELF4, SELF6 = "192.0.2.1", "2001:db8::1"
 POD4, POD6 = "10.244.1.2", "fd00:244:1::2"
 POD_MAC, HOST_MAC = bytes.fromhex("0200000000a1"), bytes.fromhex("0200000000b1")
@@ -114,10 +118,12 @@ def put_outbound(node: Node, peer: Peer, *, engine: int = BPF, **facts: int) -> 
         )  # fmt: skip
 
 
-def put_inbound(node: Node, peer: Peer, *, engine: int = BPF, **facts: object) -> None:
+def put_inbound(
+    node: Node, peer: Peer, *, engine: int = BPF, shared: bool = False, **facts: object
+) -> None:
     """Fresh SAs from a peer."""
     if engine == XFRM:
-        facts["mark"] = peer.mark_in
+        facts["mark"] = peer.mark_in | (SHARED if shared else 0)
     for number in range(SAS):
         node.put_sa_in(
             peer.keys_in(number), pair=peer.pair, number=number,

@@ -137,6 +137,9 @@ class Node:
         """The device that door_xfrm hands packets over to; 0: there is none."""
         self.object.map("doors").update(struct.pack("<I", 0), struct.pack("<I", ifindex))
 
+    def put_sharer(self, slot: int, outer: str) -> None:
+        self.put("sharers", {"slot": slot}, {"outer": {"bytes": addr(outer)}})
+
     def put_exempt(self, protocol: int, port: int, rule: int) -> None:
         self.put("exempt", {"protocol": protocol, "port": port}, {"rule": rule})
 

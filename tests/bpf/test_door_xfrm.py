@@ -28,11 +28,13 @@ from tests.bpf.cluster import (
     SAS,
     SELF4,
     SELF6,
+    SHARED,
     WORLD4,
     Peer,
     furnish,
     pod,
     put_outbound,
+    sa_out,
 )  # fmt: skip
 from tests.bpf.node import BPF, SHOT, XFRM, Node, loaded_node, text_of
 from tests.bpf.tun import Tun
@@ -136,6 +138,28 @@ def test_a_pair_with_one_sa_has_all_flows_on_it(door: Door, inner: int, outer: i
     door.node.put_encrypt(peer.address, peer.pair, XFRM, sas=1)
     marks = {door.take(datagram(inner, peer, port), mark=0xE00).mark for port in range(64)}
     assert marks == {peer.mark_out(0)}
+
+
+@families
+def test_what_a_shared_state_will_encrypt_is_counted_here(
+    door: Door, inner: int, outer: int
+) -> None:
+    """For the state counts for everybody."""
+    peer = PEERS[outer]
+    door.node.put_encrypt(peer.address, peer.pair, XFRM, sas=1)
+    door.node.put_sa_out(
+        peer.keys_out(0), pair=peer.pair, number=0, source=peer.own, destination=peer.address,
+        node=peer.address, engine=XFRM, mark=peer.mark_out(2) | SHARED,
+    )  # fmt: skip
+    packet = datagram(inner, peer, tos=1)
+    for number in range(1, 4):
+        seen = door.take(packet, mark=0xE00)
+        assert (seen.mark, seen.reason) == (peer.mark_out(2) | SHARED | 1, "SEALED")
+        row = sa_out(door.node, peer)
+        assert (row["packets"], row["bytes"]) == (number, number * len(packet))
+    put_outbound(door.node, peer, engine=XFRM)
+    door.take(packet, mark=0xE00)
+    assert not any(sa_out(door.node, peer, number)["packets"] for number in range(SAS))
 
 
 @families

@@ -20,18 +20,20 @@ from tests.bpf.cluster import (
     OVER4,
     OVER6,
     PEERS,
+    PLACEHOLDERS,
     POD4,
     POD6,
     SAS,
     SELF4,
     SELF6,
+    SHARED,
     WORLD4,
     Peer,
     furnish,
     pod,
     put_inbound,
 )  # fmt: skip
-from tests.bpf.node import OK, SHOT, XFRM, Node, loaded_node
+from tests.bpf.node import OK, REDIRECT, SHOT, XFRM, Node, loaded_node
 from tests.bpf.packets import DONT_FRAGMENT, ESP, MORE_FRAGMENTS, frame
 from tests.bpf.tunnel import assert_delivered, datagram, outers, sealed
 
@@ -49,7 +51,7 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
 @pytest.fixture
 def node(loaded: Node) -> Node:
     """With SAs of the kernel's from each peer."""
-    loaded.clear("sa_in", "flows")
+    loaded.clear("sa_in", "sharers", "flows")
     for peer in PEERS.values():
         put_inbound(loaded, peer, engine=XFRM)
     loaded.forget()
@@ -148,6 +150,18 @@ def test_sas_of_both_engines_live_side_by_side(node: Node) -> None:
     node.forget()
     node.clear("flows")
     assert_passes(node, "from_net", coming(OVER6), before=0, after=OVER6.mark_in)
+
+
+@outers
+def test_esp_for_a_shared_state_is_marked_with_who_sent_it(node: Node, outer: int) -> None:
+    peer = PEERS[outer]
+    node.clear("sa_in")
+    put_inbound(node, peer, engine=XFRM, shared=True)
+    for tos in range(4):
+        assert_passes(
+            node, "from_net", coming(peer, tos=tos), before=0xFFFF_FFFF,
+            after=peer.slot << 16 | 0xD00 | SHARED | tos,
+        )  # fmt: skip
 
 
 # --- opened by the kernel ------------------------------------------------------------------------
@@ -256,6 +270,107 @@ def test_esp_with_another_mark_is_left_alone(node: Node, outer: int, mark: int) 
         assert_passes(node, "to_net", whole, before=mark, after=after)
 
 
+# --- going out by a state that is shared ----------------------------------------------------------
+
+
+def shared(peer: Peer, ecn: int = 0, number: int = 1) -> int:
+    """The mark of ESP that a shared state has encrypted for this peer."""
+    return peer.mark_sealed(number - 1) | SHARED | ecn
+
+
+def to_placeholder(peer: Peer, outer: int, **fields: int) -> bytes:
+    """As the kernel sends it: to many."""
+    body = esp(3)
+    whole = frame(packets.ip(peer.own, PLACEHOLDERS[outer], body, **{"protocol": ESP, **fields}))
+    return (bytes.fromhex("01005e0000fe") if outer == 4 else bytes.fromhex("333300000114")) + whole[
+        6:
+    ]
+
+
+def to_peer(peer: Peer, address: str = "", **fields: int) -> bytes:
+    body = esp(3)
+    whole = packets.ip(peer.own, address or peer.address, body, **{"protocol": ESP, **fields})
+    return frame(whole)
+
+
+@outers
+def test_the_slot_says_to_whom_it_goes(node: Node, outer: int) -> None:
+    """The header's sum stays right, and the rest is as for any other."""
+    peer, bits = PEERS[outer], random.Random(outer)
+    node.put_sharer(peer.slot, peer.address)
+    for tos in range(256):
+        for ecn in range(4):
+            facts = {"ttl": bits.randrange(1, 256)}
+            facts |= {"identifier": bits.randrange(1 << 16)} if outer == 4 else {}
+            before = {"fragment": bits.choice([0, DONT_FRAGMENT])} if outer == 4 else {}
+            whole = to_placeholder(peer, outer, tos=tos, **facts, **before)
+            mark = shared(peer, ecn, bits.randrange(1, 5))
+            seen = node.run("to_net", whole, mark=mark)
+            assert (seen.action, seen.reasons, seen.mark) == (REDIRECT, (), OUT)
+            assert seen.frame == to_peer(peer, tos=tos & ~3 | ecn, **facts)
+            again = node.run("to_net", seen.frame, mark=seen.mark)
+            assert (again.action, again.reasons, again.mark) == (OK, (), 0), "and leaves"
+    assert node.rows("flows") == []
+
+
+@outers
+def test_many_peers_are_told_apart(node: Node, outer: int) -> None:
+    peer = PEERS[outer]
+    base = "2001:db8::{:x}" if outer == 6 else "192.0.2.{}"
+    for slot in (1, 2, 200, 0x7FFF, 0x8000, 0xFFFF):
+        node.put_sharer(slot, base.format(slot % 251 + 2))
+    for slot in (0xFFFF, 200, 1, 0x8000, 2, 0x7FFF):
+        seen = node.run("to_net", to_placeholder(peer, outer), mark=slot << 16 | OUT | SHARED)
+        assert seen.frame == to_peer(peer, base.format(slot % 251 + 2))
+
+
+def test_ipv4_options_stay_where_they_are(node: Node) -> None:
+    node.put_sharer(7, OVER4.address)
+    made = [
+        packets.ipv4(SELF4, to, esp(300), protocol=ESP, options=b"\1\1\1\0" * 9)
+        for to in (PLACEHOLDERS[4], OVER4.address)
+    ]
+    seen = node.run("to_net", frame(made[0]), mark=7 << 16 | OUT | SHARED)
+    assert (seen.action, seen.frame) == (REDIRECT, frame(made[1]))
+
+
+BAD = {
+    "nobody's": ("", {}, "DROP_UNKNOWN_SLOT"),
+    "another family's": ("other", {}, "DROP_UNKNOWN_SLOT"),
+    "to be cut": ("own", {"gso_size": 1000, "gso_segs": 2}, "DROP_SEAL_FAILED"),
+}
+
+
+@outers
+@pytest.mark.parametrize("says", BAD)
+def test_what_a_slot_does_not_lead_anywhere_does_not_leave(
+    node: Node, outer: int, says: str
+) -> None:
+    holder, context, reason = BAD[says]
+    peer = PEERS[outer]
+    if holder:
+        node.put_sharer(peer.slot, PEERS[outer if holder == "own" else 10 - outer].address)
+    whole = to_placeholder(peer, outer)
+    for tagged_ in (whole, whole[:12] + TAGS["on a VLAN"] + whole[12:])[: 1 if context else 2]:
+        seen = node.run("to_net", tagged_, mark=shared(peer), **context)
+        assert seen.action == SHOT
+        assert set(seen.reasons) <= {reason, "DROP_MALFORMED"}
+        assert seen.reasons
+
+
+@outers
+def test_a_fragment_is_not_readdressed(node: Node, outer: int) -> None:
+    peer = PEERS[outer]
+    node.put_sharer(peer.slot, peer.address)
+    if outer == 4:
+        whole = to_placeholder(peer, outer, fragment=MORE_FRAGMENTS)
+    else:
+        head = struct.pack(">BBHI", ESP, 0, 1, 77)
+        whole = frame(packets.ip(peer.own, PLACEHOLDERS[6], head + esp(3), protocol=44))
+    seen = node.run("to_net", whole, mark=shared(peer))
+    assert (seen.action, seen.reason) == (SHOT, "DROP_TOO_BIG")
+
+
 LEAKS = {
     "a pod's packet": packets.ip(POD4, OVER4.pod4, bytes(40)),
     "a pod's packet, IPv6": packets.ip(POD6, OVER6.pod6, bytes(40)),
@@ -268,7 +383,8 @@ LEAKS = {
 @pytest.mark.parametrize("says", LEAKS)
 def test_no_mark_lets_cleartext_out(node: Node, says: str) -> None:
     """Nor what only looks sealed."""
-    for mark in (OVER4.mark_sealed(0), OVER4.mark_out(0), 0xE00, OUT):
+    node.put_sharer(OVER4.slot, OVER4.address)
+    for mark in (OVER4.mark_sealed(0), OVER4.mark_out(0), shared(OVER4), 0xE00, OUT):
         seen = node.run("to_net", frame(LEAKS[says]), mark=mark)
         assert (seen.action, seen.reason) == (SHOT, "DROP_CLEAR_TO_CLUSTER")
 

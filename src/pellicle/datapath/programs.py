@@ -36,8 +36,8 @@ DOOR_MAC = "02:70:65:6c:00:01"
 POD_DEVICE = re.compile(r"pel[0-9a-f]{11}")
 
 PINNED_MAPS = (
-    "ipcache", "cluster_cidrs", "endpoints", "encrypt", "sa_out", "sa_in", "others", "exempt",
-    "doors",    "counts", "flows", "events", "lost_events",
+    "ipcache", "cluster_cidrs", "endpoints", "encrypt", "sa_out", "sa_in", "sharers", "others",
+    "exempt", "doors",    "counts", "flows", "events", "lost_events",
 )  # fmt: skip
 
 _FULL_AT_ONCE = ("encrypt", "endpoints", "flows")

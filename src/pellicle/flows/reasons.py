@@ -202,6 +202,11 @@ WORDS: Final[Mapping[str, Words]] = MappingProxyType(
             "One engine encrypts for this peer, but a route led to the other one: it is put right "
             "within moments. If this lasts, `pellicle status` names the route.",
         ),
+        "DROP_UNKNOWN_SLOT": Words(
+            "encrypted for a peer that is gone",
+            "A peer of a subnet left, or its SAs were replaced, while this was encrypted. If it "
+            "lasts, rows of the map `sharers` are missing: the next refresh puts them again.",
+        ),
     }
 )  # fmt: skip
 
