@@ -178,7 +178,8 @@ class Agent:
         self._reconciler(t.encrypt, encryption_table.target(self._bpf), t.encrypt_up)
         self._reconciler(t.rules, RuleTarget(self._netlink, config.route_table), t.rules_up)
         self._reconciler(t.routes, RouteTarget(self._netlink, config.route_table), t.routes_up)
-        yield from map(derive, derived.of_encryption(t, self._choice.engine))
+        subnets = config.encrypt_subnets
+        yield from map(derive, derived.of_encryption(t, self._choice.engine, subnets))
         yield from self._kernel_ipsec()
         self._paths.forget()
         if self._keys is None:
@@ -201,7 +202,8 @@ class Agent:
             for table in (t.device, t.policies, t.policies_up, t.others):
                 table.replace({})
             return
-        yield from map(derive, derived.of_kernel_ipsec(t, self._uplink.name))
+        subnets = self._config.encrypt_subnets
+        yield from map(derive, derived.of_kernel_ipsec(t, self._uplink.name, subnets))
         self._reconciler(t.device, XfrmDeviceTarget(self._netlink), t.device_up)
         self._reconciler(t.policies, PolicyTarget(self._states.xfrm), t.policies_up)
         yield self._watch_kernel(self._states.xfrm)

@@ -23,6 +23,7 @@ from pellicle.facts import Engine, Rejected
 from pellicle.flows.reasons import Verdict
 from pellicle.flows.selection import Selection
 from pellicle.kernel.bpf import MapType
+from pellicle.keys.subnets import are_around, is_within
 from pellicle.serve import CallError, Request
 from pellicle.sight import (
     VERSION,
@@ -59,6 +60,7 @@ def status(sight: Sight) -> dict[str, Any]:
         "ciphers": sight.choice.ciphers,
         "key_mode": sight.config.trust,
         "key_derivation": sight.config.ipsec_key_derivation,
+        "subnets": _subnets(sight),
         "svid": sight.svids.answer if sight.svids else None,
         "datapath": {
             "attach": ", ".join(sorted(sight.programs.modes)) or "nothing",
@@ -235,6 +237,20 @@ def _trouble(
     for peer in peers:
         if peer["state"] != "ready":
             yield f"peer {peer['node']} is {peer['state']}: {peer['why']}"
+
+
+def _subnets(sight: Sight) -> list[dict[str, Any]]:
+    """How many peers are reached by what each subnet has in the kernel."""
+    subnets, local = sight.config.encrypt_subnets, sight.config.node_name
+    others = [node for node in sight.nodes.rows.values() if node.name != local]
+    around = [node.pod_cidrs for node in others if are_around(subnets, node)]
+    return [
+        {
+            "cidr": str(subnet),
+            "peers": sum(any(is_within(cidr, [subnet]) for cidr in cidrs) for cidrs in around),
+        }
+        for subnet in subnets
+    ]
 
 
 def _lag(lag: Lag) -> dict[str, Any]:

@@ -109,6 +109,7 @@ class Config:
     key_mode: KeyMode
     psk_file: Path | None
     ipsec_key_derivation: KeyDerivation
+    encrypt_subnets: tuple[Network, ...]
     spiffe_socket: Path
     spiffe_id: tuple[str, ...]
     run_dir: Path
@@ -323,6 +324,10 @@ def _of_ciphers(config: Config, about: Callable[[str, str], str]) -> Iterator[st
         yield about("cipher", f"{config.cipher}, but {why}: {fix}")
     if config.are_keys_manual:
         yield from _of_manual_keys(config, about)
+    elif config.encrypt_subnets:
+        why = "each peer has keys of its own, so that no two can share SAs"
+        fix = "let ipsec_key_derivation be none (and read what that gives up), or leave it away"
+        yield about("encrypt_subnets", f"set, but {why}: {fix}")
 
 
 def _of_manual_keys(config: Config, about: Callable[[str, str], str]) -> Iterator[str]:

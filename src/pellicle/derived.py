@@ -2,7 +2,8 @@
 """Which of an agent's tables is planned from which others, and by which part of them.
 
     node, pod ──▶ of that node: names, ipcache, cluster_cidrs, routes
-    SA        ──▶ of its node: policies; of its slot: whether its pair is passable
+    SA        ──▶ of its node: policies; of its slot: whether its pair is passable;
+                  of the state that it shares: that it stands
     send      ──▶ of its node: the row of the encryption table
 
 A change costs what it changes, and a cluster may have thousands of nodes.
@@ -10,7 +11,7 @@ A change costs what it changes, and a cluster may have thousands of nodes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -19,12 +20,22 @@ from pellicle.datapath import door, endpoints, ipcache, programs, xfrm_device
 from pellicle.datapath.programs import DOOR_HOST, DOOR_XFRM
 from pellicle.encryption import policies
 from pellicle.encryption import table as encryption_table
-from pellicle.encryption.policies import slot_of
+from pellicle.encryption.policies import number_of, shared_by, slot_of
 from pellicle.encryption.routes import RouteName, RoutePlan
 from pellicle.encryption.table import EncryptKey, EncryptRow
-from pellicle.facts import Address, Endpoint, EndpointName, Engine, Link, Node, NodeName
+from pellicle.facts import (
+    Address,
+    Endpoint,
+    EndpointName,
+    Engine,
+    Link,
+    Network,
+    Node,
+    NodeName,
+)
 from pellicle.flows import names
 from pellicle.plans import Derivation, Parted, some
+from pellicle.table import Table
 from pellicle.tables import Tables
 from pellicle.wire.netlink import Route
 
@@ -59,17 +70,25 @@ def plan_own(local: NodeName, nodes: Mapping[NodeName, Node]) -> dict[NodeName, 
     return {local: replace(own, offers=())} if own else {}
 
 
-def of_encryption(t: Tables, used: Engine) -> Derivations:
+def of_encryption(t: Tables, used: Engine, subnets: Collection[Network] = ()) -> Derivations:
     """What peers are sent to on, and whether the kernel lets it pass. `used`: by new pairs."""
     kernels = Parted(t.sas_up, lambda key, sa: key if sa.engine is Engine.XFRM else None)
     yield Derivation(t.kernel_sas, policies.kernels, [kernels], settle=0)
     yield Derivation(t.kernel_used, partial(xfrm_device.plan_used, used), [t.kernel_sas], settle=0)
-    slots = [
+    states = Parted(t.kernel_sas, lambda _, sa: shared_by(sa))
+    yield Derivation(t.shared, policies.plan_shared, [states], settle=0)
+    numbers: list[Table[Any, Any] | Parted] = [
+        Parted(table, lambda _, policy: number_of(policy) or None)
+        for table in (t.policies, t.policies_up)
+    ]
+    yield Derivation(t.shared_up, policies.plan_shared_passable, numbers)
+    slots: list[Table[Any, Any] | Parted] = [
         Parted(t.kernel_sas, lambda _, sa: sa.slot),
         Parted(t.policies, lambda _, policy: slot_of(policy)),
         Parted(t.policies_up, lambda _, policy: slot_of(policy)),
+        t.shared_up,
     ]
-    yield Derivation(t.passable, policies.plan_passable, slots)
+    yield Derivation(t.passable, partial(policies.plan_passable, subnets=subnets), slots)
     sends = Parted(t.sends, lambda _, send: send.node)
     passable = Parted(t.passable, lambda _, node: node)
     yield Derivation(t.encrypt, encryption_table.plan, [sends, passable, _standing(t)])
@@ -90,11 +109,12 @@ def of_routes(t: Tables, route: RoutePlan) -> Derivations:
     yield Derivation(t.routes, plan, [t.own, t.ways, t.paths, _by_address(t), _standing(t)])
 
 
-def of_kernel_ipsec(t: Tables, uplink: str) -> Derivations:
+def of_kernel_ipsec(t: Tables, uplink: str, subnets: Collection[Network] = ()) -> Derivations:
     """Its device and its policies, as long as anything needs them."""
     yield Derivation(t.device, partial(xfrm_device.plan, uplink), [t.ways, t.kernel_used])
     sas = Parted(t.kernel_sas, lambda _, sa: sa.node)
-    yield Derivation(t.policies, policies.plan, [t.kernel_used, sas, _by_address(t)])
+    plan = partial(policies.plan, subnets=subnets)
+    yield Derivation(t.policies, plan, [t.kernel_used, sas, _by_address(t), t.shared])
 
 
 def _standing(t: Tables) -> Parted:

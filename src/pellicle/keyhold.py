@@ -152,6 +152,7 @@ class NodeKeys:
             drain_seconds=self._config.drain_seconds,
             packet_limit=self._config.sa_packet_limit,
             outer_family=str(self._config.outer_family),
+            subnets=self._config.encrypt_subnets,
         )
         log.warning(MANUAL_WARNING)
         self._followed = _Followed(file, keys.know)

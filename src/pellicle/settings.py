@@ -355,6 +355,15 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         KeyDerivation.PAIRWISE,
     ),
     Setting(
+        "encrypt_subnets",
+        "Subnets of pods: the kernel gets one policy for each instead of some for each peer in "
+        "them. Only for keys that all nodes share.",
+        _cidrs,
+        None,
+        "CIDR,…",
+        is_list=True,
+    ),
+    Setting(
         "spiffe_socket",
         "The Unix socket of the SPIFFE Workload API.",
         _path,

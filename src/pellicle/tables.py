@@ -10,6 +10,7 @@ from pellicle.datapath.ipcache import CidrRow, Peer
 from pellicle.datapath.programs import Hook, HookName
 from pellicle.datapath.xfrm_device import XfrmDevice
 from pellicle.encryption.others import OtherRow
+from pellicle.encryption.policies import Shared
 from pellicle.encryption.routes import RouteName
 from pellicle.encryption.table import EncryptKey, EncryptRow
 from pellicle.facts import (
@@ -71,6 +72,8 @@ class Tables:
         self.sas: Table[SaKey, Sa] = Table("sas")
         self.sas_up: Table[SaKey, Sa] = Table("sas up")
         self.kernel_sas: Table[SaKey, Sa] = Table("sas up, the kernel's")
+        self.shared: Table[Shared, Shared] = Table("shared states up")
+        self.shared_up: Table[int, bool] = Table("shared states passable")
         self.kernel_used: Table[Engine, bool] = Table("kernel's IPsec used")
         self.policies: Table[PolicyKey, Policy] = Table("policies")
         self.policies_up: Table[PolicyKey, Policy] = Table("policies up")

@@ -78,6 +78,7 @@ def test_without_a_word_the_defaults_hold() -> None:
         key_mode=KeyMode.AUTO,
         psk_file=None,
         ipsec_key_derivation=KeyDerivation.PAIRWISE,
+        encrypt_subnets=(),
         spiffe_socket=Path("/run/spire/agent-sockets/spire-agent.sock"),
         spiffe_id=("spiffe://{trust_domain}/pellicle/node/{node}",),
         run_dir=Path("/run/pellicle"),
@@ -210,6 +211,11 @@ BAD: list[tuple[dict[str, Any], str]] = [
         {**GOOD, "engine": "bpf", "ipsec_key_derivation": "none"},
         "none, but the engine bpf has no AES: let engine be xfrm or auto",
     ),
+    (
+        {**GOOD, "encrypt_subnets": "10.0.0.0/8"},
+        "no two can share SAs: let ipsec_key_derivation be none (and read what that gives up), or",
+    ),
+    ({**GOOD, "encrypt_subnets": "10.0.0.1/8"}, "10.0.0.1/8 has host bits set: did you mean"),
     (
         {**GOOD, "cipher": "aes-128-gcm", "ipsec_key_derivation": "none"},
         "cipher (from --cipher): aes-128-gcm, but the keys in the psk_file are used as they are",

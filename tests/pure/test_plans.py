@@ -59,6 +59,16 @@ def pod(number: int, home: int) -> Endpoint:
     return Endpoint(name, NodeName(f"n{home}"), (address,), IdentityNumber(300), attachment=plug)
 
 
+def shared_sa(number: int, shared: int) -> Sa:
+    """One that sends by a state that others have, too."""
+    peer = node(number)
+    return Sa(
+        Direction.OUT, PairId(1000 + 10 * number + shared), 0, Spi(3), node(0).addresses[0],
+        peer.addresses[0], peer.addresses[0], Epoch(1), Epoch(3), engine=Engine.XFRM,
+        cipher=Cipher.AES_128_GCM, slot=100 + 10 * number + shared, shared=shared,
+    )  # fmt: skip
+
+
 def sas(number: int, engine: Engine) -> dict[SaKey, Sa]:
     here, there = node(0).addresses[0], node(number).addresses[0]
     rows = (
@@ -83,9 +93,9 @@ class AnyCluster(RuleBasedStateMachine):
         route = RoutePlan(ME, "eth0", 200, "auto", self.used, ANY_LENGTH, are_nodes_encrypted=True)
         self.derivations = [
             *derived.of_cluster(t, ME, "eth0", dict.fromkeys(CIDRS, CidrRow())),
-            *derived.of_encryption(t, self.used),
+            *derived.of_encryption(t, self.used, CIDRS),
             *derived.of_routes(t, route),
-            *derived.of_kernel_ipsec(t, "eth0"),
+            *derived.of_kernel_ipsec(t, "eth0", CIDRS),
         ]
         for table in (t.nodes, t.endpoints, t.links, t.paths, t.sas_up, t.sends, t.encrypt_up):
             table.replace({})
@@ -120,6 +130,14 @@ class AnyCluster(RuleBasedStateMachine):
         for number, engine in engines.items():
             rows |= sas(number, engine)
         self.t.sas_up.replace(rows)
+
+    @rule(numbers=st.dictionaries(NUMBERS, st.integers(1, 4)))
+    def have_shared_states(self, numbers: dict[int, int]) -> None:
+        found = [shared_sa(number, shared) for number, shared in numbers.items()]
+        self.t.sas_up.change({sa.at: sa for sa in found})
+        rows = {NodeName(f"n{n}"): Send(sa.pair, Engine.XFRM, sa.node, sas=1)
+                for n, sa in zip(numbers, found, strict=True)}  # fmt: skip
+        self.t.sends.change(rows)
 
     @rule(engines=st.dictionaries(NUMBERS, st.sampled_from(Engine)), is_new=st.booleans())
     def send(self, engines: dict[int, Engine], is_new: bool) -> None:

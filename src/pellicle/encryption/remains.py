@@ -4,7 +4,7 @@
     states that send     from here on nothing is encrypted for these peers
     states that receive  and nothing of theirs decrypted
     policies of pairs
-    policies for all, the blocks last
+    policies for all, or for subnets, the blocks last
 
 Nothing leaves in the clear at any moment: what a policy still fits finds no state, what none fits
 meets a block, and without these the device itself sends nothing (pellicle_xfrm is for what a
@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from pellicle.datapath.xfrm_device import IF_ID
-from pellicle.encryption.states import receives
+from pellicle.encryption.states import peer_of, receives
 from pellicle.facts import Address
 from pellicle.kernel.xfrm import Xfrm
 from pellicle.wire.xfrm import Action, Policy, PolicyDirection, State, StateKey
@@ -26,7 +26,7 @@ from pellicle.wire.xfrm import Action, Policy, PolicyDirection, State, StateKey
 
 @dataclass(frozen=True, slots=True)
 class PeerCount:
-    """How much there is for one peer's outer address; None: for all of them."""
+    """How much there is for one peer's outer address; None: for all of them, or many."""
 
     peer: Address | None
     states_out: int
@@ -67,15 +67,13 @@ class Remains:
 
     def by_peer(self) -> list[PeerCount]:
         """The same, counted for each peer; first what is for all."""
-        out = Counter(key.destination for key in self.states if not receives(key))
-        into = Counter(key.source for key in self.states if receives(key))
+        out = Counter(peer_of(key) for key in self.states if not receives(key))
+        into = Counter(peer_of(key) for key in self.states if receives(key))
         policies = Counter(_peer(policy) for policy in self.policies)
-        peers = out.keys() | into.keys() | {peer for peer in policies if peer is not None}
-        rows = [
+        return [
             PeerCount(peer, out[peer], into[peer], policies[peer])
-            for peer in sorted(peers, key=lambda peer: (peer.version, peer))
+            for peer in sorted(out.keys() | into.keys() | policies.keys(), key=_turn)
         ]
-        return [PeerCount(None, 0, 0, policies[None]), *rows] if policies[None] else rows
 
     def remove(self, xfrm: Xfrm) -> list[Failure]:
         """Take all of it away; what somebody else has taken away meanwhile is gone, too."""
@@ -99,7 +97,11 @@ def _peer(policy: Policy) -> Address | None:
     template = policy.template
     if policy.direction is not PolicyDirection.OUT or template is None or not template.spi:
         return None
-    return template.destination
+    return None if template.destination.is_multicast else template.destination
+
+
+def _turn(peer: Address | None) -> tuple[int, int]:
+    return (peer.version, int(peer)) if peer else (0, 0)
 
 
 def _name(key: StateKey) -> str:

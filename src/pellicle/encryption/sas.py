@@ -3,7 +3,9 @@
 
 A row is written once and then belongs to the datapath, which counts in it. It is never
 written again: the same key would start over at sequence number one. The row of an SA of the
-kernel's says whose it is and has no key; key and counts are in its state (states.py).
+kernel's says whose it is and has no key; key and counts are in its state (states.py). SAs of many
+peers may share one: then packets and bytes are counted in the row, and the map `sharers` leads from
+the slot in a mark to the peer's outer address.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import structlog
 
 from pellicle.datapath.address import from_bytes, to_bytes
 from pellicle.datapath.maps import Fields, MapTarget
-from pellicle.encryption.states import SLOT_SHIFT, States, key_of, mark_of
+from pellicle.encryption.states import SLOT_SHIFT, States, key_of, mark_of, shared_of
 from pellicle.encryption.traffic import Ends, SaReader, Totals, Traffic, of_state
 from pellicle.facts import Address, Cipher, Engine, Epoch, PairId, Spi
 from pellicle.kernel.bpf import Object, Update
@@ -57,8 +59,9 @@ class SaTarget:
     """All SAs as one target: what receives is put before what sends.
 
     `states`: the kernel's part of the SAs of the xfrm engine; None where the kernel has no XFRM. An
-    SA of that engine stands when both its row and its state do. What is left of one whose other
-    half is gone is of no use any more, as nothing is put twice: `read` takes it away.
+    SA of that engine stands when its row and its state do, and its sharer if it has one. What is
+    left of one of which a part is gone is of no use any more, as nothing is put twice: `read` takes
+    it away.
     """
 
     def __init__(self, bpf: Object, states: States | None) -> None:
@@ -81,23 +84,39 @@ class SaTarget:
             words.read_out,
             Update.NOEXIST,
         )
+        self._sharers: MapTarget[int, Address] = MapTarget(
+            bpf.map("sharers"),
+            bpf.btf.struct("sharer_key"),
+            bpf.btf.struct("sharer"),
+            lambda slot: {"slot": slot},
+            lambda _, outer: {"outer": {"bytes": to_bytes(outer)}},
+            lambda key, row: (key["slot"], from_bytes(row["outer"]["bytes"])),
+        )
         self._states = states
         self._reader = SaReader(bpf)
         self.totals = Totals(self._reader, self._read_states())
         self._kernels: dict[SaKey, StateKey] = {}
-        """States of what stands."""
+        """States of what stands; several may have one together."""
+        self._slots: dict[SaKey, int] = {}
+        """Of those that do."""
 
     def read(self) -> Mapping[SaKey, Sa]:
-        rows, states = dict(self._rows()), self._read_states()
-        self._kernels = {key: key_of(sa) for key, (sa, _) in rows.items() if _is_kernels(sa)}
-        halves = [key for key, state in self._kernels.items() if state not in states]
+        rows, states, sharers = dict(self._rows()), self._read_states(), self._sharers.read()
+        kernels = {key: sa for key, (sa, _) in rows.items() if _is_kernels(sa)}
+        gone = {
+            key
+            for key, sa in kernels.items()
+            if key_of(sa) not in states or (sa.shared and sharers.get(sa.slot) != outer_of(sa))
+        }
+        self._kernels = {key: key_of(sa) for key, sa in kernels.items() if key not in gone}
         orphans = states.keys() - self._kernels.values()
-        if halves or orphans:
-            log.warning("parts of SAs are taken away", rows=len(halves), states=len(orphans))
-            self._remove(halves)
+        self._slots = {key: kernels[key].slot for key in self._kernels if kernels[key].shared}
+        if gone or orphans:
+            log.warning("parts of SAs are taken away", rows=len(gone), states=len(orphans))
+            self._remove(gone)
             if self._states:
                 self._states.remove(orphans)
-        gone = set(halves)
+        self._sharers.remove(sharers.keys() - self._slots.values())
         return {key: row[0] for key, row in rows.items() if key not in gone}
 
     def counts(self) -> list[SaCount]:
@@ -108,7 +127,12 @@ class SaTarget:
             if not _is_kernels(sa):
                 counts.append(count)
             elif (of_kernel := states.get(key_of(sa))) is not None:
-                counts.append(_of_kernel(count, of_kernel))
+                if not sa.shared:
+                    counts.append(_of_kernel(count, of_kernel))
+                elif sa.direction is Direction.OUT:
+                    counts.append(replace(count, sequence=of_kernel.sequence))
+                else:
+                    counts.append(count)
         return sorted(counts, key=lambda c: (str(c.node), c.direction, c.pair, c.number))
 
     def put(self, rows: Mapping[SaKey, Sa]) -> Mapping[SaKey, OSError]:
@@ -116,6 +140,8 @@ class SaTarget:
         for target, direction in ((self._in, Direction.IN), (self._out, Direction.OUT)):
             part = {key: sa for key, sa in rows.items() if key.direction is direction}
             errors.update(self._put_states(part))
+            part = {key: sa for key, sa in part.items() if key not in errors}
+            errors.update(self._put_sharers(part))
             part = {key: sa for key, sa in part.items() if key not in errors}
             failed = target.put({key: (sa, _nothing(sa)) for key, sa in part.items()})
             errors.update(failed)
@@ -126,14 +152,17 @@ class SaTarget:
         """What sends first; of each the row, which leads to the state, and then the state."""
         with self.totals.retiring() as retire:
             last = self._last(keys)
+            shared = {key: self._slots[key] for key in keys if key in self._slots}
             errors = self._remove(keys)
             gone = [key for key in keys if key not in errors]
             counts: dict[StateKey, StateCounts] = {}
             states = {key: self._kernels[key] for key in gone if key in self._kernels}
             errors |= self._remove_states(gone, counts)
+            self._remove_sharers([key for key in shared if key not in errors])
             for key in last.keys() - errors.keys():
                 ends, traffic = last[key]
-                of_kernel = counts.get(states[key]) if key in states else None
+                is_own = key in states and key not in shared
+                of_kernel = counts.get(states[key]) if is_own else None
                 retire(ends, of_state(of_kernel) if of_kernel else traffic)
         return errors
 
@@ -149,25 +178,40 @@ class SaTarget:
         return {**self._out.remove(outbound), **self._in.remove(inbound)}
 
     def _put_states(self, sas: Mapping[SaKey, Sa]) -> dict[SaKey, OSError]:
-        wanted = {key_of(sa): key for key, sa in sas.items() if _is_kernels(sa)}
+        wanted = {key: key_of(sa) for key, sa in sas.items() if _is_kernels(sa)}
         if not wanted:
             return {}
         if self._states is None:
             lack = OSError(errno.EPROTONOSUPPORT, "this kernel has no XFRM")
-            return dict.fromkeys(wanted.values(), lack)
-        errors = self._states.put([sas[key] for key in wanted.values()])
-        self._kernels |= {key: state for state, key in wanted.items() if state not in errors}
-        return {wanted[state]: error for state, error in errors.items()}
+            return dict.fromkeys(wanted, lack)
+        standing = set(self._kernels.values())
+        fresh = {state: sas[key] for key, state in wanted.items() if state not in standing}
+        errors = self._states.put(fresh.values())
+        self._kernels |= {key: state for key, state in wanted.items() if state not in errors}
+        return {key: errors[state] for key, state in wanted.items() if state in errors}
+
+    def _put_sharers(self, sas: Mapping[SaKey, Sa]) -> dict[SaKey, OSError]:
+        wanted = {sa.slot: key for key, sa in sas.items() if sa.shared}
+        errors = self._sharers.put({slot: outer_of(sas[key]) for slot, key in wanted.items()})
+        self._remove_states([wanted[slot] for slot in errors])
+        self._slots |= {key: slot for slot, key in wanted.items() if slot not in errors}
+        return {wanted[slot]: error for slot, error in errors.items()}
+
+    def _remove_sharers(self, keys: Iterable[SaKey]) -> None:
+        """One that cannot be removed leads nobody anywhere, and `read` tries again."""
+        self._sharers.remove([self._slots.pop(key) for key in keys])
 
     def _remove_states(
         self, keys: Collection[SaKey], last: dict[StateKey, StateCounts] | None = None
     ) -> dict[SaKey, OSError]:
-        ours = {self._kernels.pop(key): key for key in keys if key in self._kernels}
+        ours = {key: self._kernels.pop(key) for key in keys if key in self._kernels}
         if not ours or self._states is None:
             return {}
-        errors = {ours[state]: error for state, error in self._states.remove(ours, last).items()}
-        self._kernels |= {key: state for state, key in ours.items() if key in errors}
-        return errors
+        unused = set(ours.values()) - set(self._kernels.values())
+        errors = self._states.remove(unused, last)
+        failed = {key: state for key, state in ours.items() if state in errors}
+        self._kernels |= failed
+        return {key: errors[state] for key, state in failed.items()}
 
     def _read_states(self) -> Mapping[StateKey, StateCounts]:
         return self._states.read() if self._states else {}
@@ -175,6 +219,11 @@ class SaTarget:
     def _rows(self) -> Iterable[tuple[SaKey, tuple[Sa, SaCount]]]:
         yield from self._in.read().items()
         yield from self._out.read().items()
+
+
+def outer_of(sa: Sa) -> Address:
+    """The peer's address outside."""
+    return sa.source if sa.direction is Direction.IN else sa.destination
 
 
 def _is_kernels(sa: Sa) -> bool:
@@ -269,6 +318,7 @@ class Words:
             "engine": self.engines[row["engine"]],
             "cipher": self.ciphers[row["cipher"]],
             "slot": row["mark"] >> SLOT_SHIFT,
+            "shared": shared_of(row["mark"]),
         }
 
 

@@ -7,6 +7,13 @@
 Those of keys that were made by hand have numbers of 32 bits and no replay window, and the outbound
 ones a mark, too: of several with one SPI, a packet's mark names the one.
 
+    shared, out   src, placeholder, spi, mark     all peers of subnets; `to_net` puts the peer's
+    shared, in    any, dst, spi, mark             address in the placeholder's place
+
+A state that many pairs share leaves the slot in its mark out, which goes on to say whose packet it
+is. Its placeholder is an address that no node can have: a multicast one, for which the kernel needs
+no neighbour, of those for experiments on one link (RFC 4727), which no router forwards.
+
 The mark of an inbound state tells peers apart that have chosen the same SPI: `from_net`, which
 knows the sender, has set it. All that the kernel has no room for (pair, epochs, number, node) is
 in the maps `sa_in` and `sa_out`; see sas.py.
@@ -18,11 +25,14 @@ import errno
 import socket
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
+from ipaddress import ip_address
+from types import MappingProxyType
 
 import structlog
 
 from pellicle.datapath.xfrm_device import IF_ID
 from pellicle.encryption.engine import ALGORITHMS
+from pellicle.facts import Address
 from pellicle.kernel.offloads import has_esp_offload
 from pellicle.kernel.xfrm import Xfrm
 from pellicle.keys.rows import Direction, Sa
@@ -43,7 +53,12 @@ IN_MASK = 0xFFFF0F00
 OUT_MASK = 0xFFFF3F00
 """Slot, number of the SA and 0xe00."""
 SLOT_SHIFT, SA_SHIFT = 16, 12
+MARK_SHARED = 0x80
 """As in bpf/tables.h."""
+SHARED_IN_MASK, SHARED_OUT_MASK = IN_MASK & 0xFFFF | MARK_SHARED, OUT_MASK & 0xFFFF | MARK_SHARED
+"""The slot is left out."""
+PLACEHOLDERS = MappingProxyType({4: ip_address("224.0.0.254"), 6: ip_address("ff02::114")})
+NOBODY = MappingProxyType({4: ip_address("0.0.0.0"), 6: ip_address("::")})
 REQIDS = 0x70650000
 """Ours begin here; the slot is added."""
 REPLAY_WINDOW, SMALLEST_WINDOW = 1024, 32
@@ -55,17 +70,31 @@ log = structlog.get_logger()
 def mark_of(sa: Sa) -> int:
     """What packets bear that this SA is for, if it is the kernel's."""
     if sa.direction is Direction.IN:
-        return sa.slot << SLOT_SHIFT | MARK_DECRYPT
+        return sa.slot << SLOT_SHIFT | MARK_DECRYPT | (MARK_SHARED if sa.shared else 0)
+    if sa.shared:
+        return sa.slot << SLOT_SHIFT | shared_out_mark(sa.shared)
     return sa.slot << SLOT_SHIFT | sa.number << SA_SHIFT | MARK_ENCRYPT
 
 
+def shared_out_mark(number: int) -> int:
+    """The same without a slot, of all that this shared state encrypts."""
+    return (number - 1) << SA_SHIFT | MARK_ENCRYPT | MARK_SHARED
+
+
+def shared_of(mark: int) -> int:
+    """The number of the shared state, of a row's mark."""
+    return (mark >> SA_SHIFT & 3) + 1 if mark & MARK_SHARED else 0
+
+
 def out_reqid(slot: int) -> int:
-    """Joins the policies of a pair to its states."""
+    """Joins the policies of a pair to its states; 0: to what pairs share."""
     return REQIDS | slot
 
 
 def key_of(sa: Sa) -> StateKey:
     """The name of its state."""
+    if sa.shared:
+        return _shared_key(sa)
     mark = None
     if sa.direction is Direction.IN:
         mark = Mark(mark_of(sa), IN_MASK)
@@ -74,9 +103,24 @@ def key_of(sa: Sa) -> StateKey:
     return StateKey(sa.source, sa.destination, sa.spi, mark)
 
 
+def _shared_key(sa: Sa) -> StateKey:
+    version = sa.source.version
+    if sa.direction is Direction.IN:
+        mark = Mark(MARK_DECRYPT | MARK_SHARED, SHARED_IN_MASK)
+        return StateKey(NOBODY[version], sa.destination, sa.spi, mark)
+    mark = Mark(shared_out_mark(sa.shared), SHARED_OUT_MASK)
+    return StateKey(sa.source, PLACEHOLDERS[version], sa.spi, mark)
+
+
 def receives(key: StateKey) -> bool:
     """Whether it is the name of an inbound state of ours."""
-    return key.mark is not None and key.mark.mask == IN_MASK
+    return key.mark is not None and key.mark.value & MARK_MASK == MARK_DECRYPT
+
+
+def peer_of(key: StateKey) -> Address | None:
+    """At the other end of a state of ours; None: many."""
+    address = key.source if receives(key) else key.destination
+    return None if address.is_unspecified or address.is_multicast else address
 
 
 def state_of(sa: Sa) -> State:
@@ -90,7 +134,7 @@ def state_of(sa: Sa) -> State:
         window = REPLAY_WINDOW if is_in else SMALLEST_WINDOW
     return State(
         key_of(sa),
-        out_reqid(sa.slot),
+        out_reqid(0 if sa.shared else sa.slot),
         IF_ID,
         algorithm,
         bits,

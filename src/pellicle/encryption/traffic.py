@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from pellicle.datapath.address import from_bytes, to_bytes
+from pellicle.encryption.states import shared_of
 from pellicle.facts import Address, Engine
 from pellicle.kernel.bpf import Map, Object
 from pellicle.keys.rows import Direction
@@ -94,15 +95,19 @@ class SaReader:
     def row(self, direction: Direction, raw: bytes) -> tuple[Ends, Traffic]:
         """Whose SA it is, and what it has counted; a row of the kernel's counts nothing."""
         row = next(rows for way, _, rows in self._maps if way is direction).one(raw)
-        is_kernels = self._engines[row["engine"]] == Engine.XFRM
-        return (from_bytes(row["node"]), direction), Traffic() if is_kernels else _of_row(row)
+        traffic = Traffic() if self._is_in_state(row) else _of_row(row)
+        return (from_bytes(row["node"]), direction), traffic
 
     def _traffic(self, row: Mapping[str, Any], states: Mapping[Place, StateCounts]) -> Traffic:
-        if self._engines[row["engine"]] != Engine.XFRM:
+        if not self._is_in_state(row):
             return _of_row(row)
         place = (row["destination"], row["spi"])
         counts = states.get((*place, row["mark"])) or states.get((*place, None))
         return of_state(counts) if counts else Traffic()
+
+    def _is_in_state(self, row: Mapping[str, Any]) -> bool:
+        """Whether a state counts for it, and for it alone."""
+        return self._engines[row["engine"]] == Engine.XFRM and not shared_of(row["mark"])
 
     def _kind(self, direction: Direction, engine: int, cipher: int, is_good: bool) -> SaKind:
         good, other = ("confirmed", "unconfirmed") if direction == "in" else ("used", "unused")

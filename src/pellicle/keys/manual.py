@@ -8,6 +8,10 @@ shown of it: it is sent to as soon as the SAs stand. Each line decrypts; the fir
 What makes the nonces of so many senders differ is the kernel's random number of each state, and
 only that (crypto/seqiv.c). There is no protection from replay, for whoever sends may begin anew at
 one (RFC 4303 §3.4.3), and numbers have 32 bits: a state that nears the last one is replaced.
+
+As all have the same key, so they can have the same state of the kernel's. With subnets, what
+receives is one state for each key; what sends to the peers in them is one for the first key. Peers
+still have SAs of their own, which say whose packet it is, and count.
 """
 
 from __future__ import annotations
@@ -23,6 +27,7 @@ from pellicle.facts import (
     Cipher,
     Engine,
     Epoch,
+    Network,
     Node,
     NodeName,
     Offer,
@@ -48,6 +53,7 @@ from pellicle.keys.rows import (
 )
 from pellicle.keys.secret import HASH, SecretError, read_aead, read_key_id, unguessable, wrong
 from pellicle.keys.slots import Slots
+from pellicle.keys.subnets import Numbers, are_around
 
 GRACE_SECONDS = 3600.0
 """How long a key that was removed from the file still decrypts: other nodes' files change later."""
@@ -93,10 +99,17 @@ class _Place(NamedTuple):
     """The peer's primary address."""
     source: Address
     destination: Address
+    shared: int = 0
+    """The number of the state that it shares."""
+
+    @classmethod
+    def of(cls, sa: Sa, key: ManualKey) -> _Place:
+        return cls(sa.direction, key, sa.node, sa.source, sa.destination, sa.shared)
 
     def pair(self, life: int) -> PairId:
         """The name of its SA; another one in each life."""
-        words = (self.direction, self.node, self.source, self.destination, life)
+        words = [self.direction, self.node, self.source, self.destination, life]
+        words += [self.shared] * bool(self.shared)
         bound = b"pellicle manual 1|" + "|".join(map(str, words)).encode()
         return PairId(int.from_bytes(hmac.digest(self.key.secret, bound, HASH)[:8]) or 1)
 
@@ -113,10 +126,13 @@ class ManualKeys:
         drain_seconds: float = 10.0,
         packet_limit: int = LAST_SEQUENCE,
         outer_family: str = "auto",
+        subnets: Sequence[Network] = (),
     ) -> None:
         """`ciphers`: those of the kernel. SecretError when no key is for any of them."""
         self._local, self._ciphers, self._family = node, ciphers, outer_family
         self._drain, self._limit = drain_seconds, min(packet_limit, LAST_SEQUENCE)
+        self._subnets = subnets
+        self._numbers = Numbers()
         self._keys: tuple[ManualKey, ...] = ()
         self._leaving: dict[ManualKey, float | None] = {}
         """Keys that were removed, and when: None until the next plan."""
@@ -143,10 +159,12 @@ class ManualKeys:
                 self._slot_of[sa.pair] = sa.slot
                 self._slots.keep(sa.slot)
             for key in self._keys:
-                place = _Place(sa.direction, key, sa.node, sa.source, sa.destination)
+                place = _Place.of(sa, key)
                 if place.pair(sa.local_epoch) == sa.pair:
                     self._lives[place] = max(sa.local_epoch, self._lives.get(place, 0))
                     self._wanted[sa.at] = place
+                    if _sends_shared(sa):
+                        self._numbers.keep((key, sa.source), sa.shared)
         self.standing(standing)
 
     def peers(
@@ -166,7 +184,10 @@ class ManualKeys:
         """An outbound SA nears its last sequence number."""
         for at, place in self._wanted.items():
             if at.pair == pair == place.pair(self._lives[place]):
-                self._lives[place] += 1
+                if place.shared:
+                    self._numbers.wear((place.key, place.source))
+                else:
+                    self._lives[place] += 1
 
     def know(self, keys: Sequence[ManualKey]) -> None:
         """The keys are these from now on: all of them decrypt, the first one encrypts."""
@@ -221,9 +242,13 @@ class ManualKeys:
         }
         wanted: dict[SaKey, Sa] = {}
         before, self._wanted = self._wanted, {}
+        around = {n for n, node in nodes.items() if are_around(self._subnets, node)}
+        ours = dict.fromkeys(o[0] for n, o in outers.items() if o is not None and n in around)
+        standing = {sa.shared for sa in self._standing.values() if _sends_shared(sa)}
+        self._numbers.settle([(self._keys[0], each) for each in ours], standing)
         for name, outer in outers.items():
             if outer is not None and self._keys:
-                for place in self._places(nodes[name].addresses[0], *outer):
+                for place in self._places(nodes[name], *outer, is_around=name in around):
                     sa = self._sa(name, place)
                     wanted[sa.at], self._wanted[sa.at] = sa, place
         for place in set(before.values()) - set(self._wanted.values()):
@@ -260,10 +285,14 @@ class ManualKeys:
             elif now >= since + GRACE_SECONDS:
                 del self._leaving[key]
 
-    def _places(self, node: Address, ours: Address, theirs: Address) -> Iterator[_Place]:
+    def _places(
+        self, node: Node, ours: Address, theirs: Address, *, is_around: bool
+    ) -> Iterator[_Place]:
+        peer, first = node.addresses[0], self._keys[0]
         for key in (*self._keys, *self._leaving):
-            yield _Place(Direction.IN, key, node, theirs, ours)
-        yield _Place(Direction.OUT, self._keys[0], node, ours, theirs)
+            yield _Place(Direction.IN, key, peer, theirs, ours, int(bool(self._subnets)))
+        number = self._numbers.get((first, ours)) if is_around else 0
+        yield _Place(Direction.OUT, first, peer, ours, theirs, number)
 
     def _sa(self, peer: NodeName, place: _Place) -> Sa:
         life = self._lives.setdefault(place, 1)
@@ -285,6 +314,7 @@ class ManualKeys:
             engine=Engine.XFRM,
             cipher=place.key.cipher,
             slot=self._slot_of[pair],
+            shared=place.shared,
             peer=peer,
             key=secret[:-SALT_BYTES],
             salt=secret[-SALT_BYTES:],
@@ -324,6 +354,8 @@ class ManualKeys:
             return PeerKeys(name, PeerState.CONFIRMING, "SAs are being put in place")
         newest = used[0]
         why = f"key {newest.spi} of the file, the same for all nodes"
+        if newest.shared:
+            why += "; in subnets that have one policy each"
         return PeerKeys(
             name,
             PeerState.READY,
@@ -348,3 +380,7 @@ class ManualKeys:
     def _wakes(self) -> Iterator[float]:
         yield from (since + self._drain for since in self._ended.values())
         yield from (since + GRACE_SECONDS for since in self._leaving.values() if since is not None)
+
+
+def _sends_shared(sa: Sa) -> bool:
+    return sa.direction is Direction.OUT and sa.shared != 0

@@ -109,6 +109,9 @@ class Sa:
     salt: bytes = field(default=b"", repr=False, compare=False)
     first_seen: int = 0
     """Standing inbound ones: when the first packet authenticated; 0: none has."""
+    shared: int = 0
+    """The number, 1 to 4, of the kernel's state that it has together with other peers' SAs; 0: it
+    has one of its own."""
 
     @property
     def is_manual(self) -> bool:

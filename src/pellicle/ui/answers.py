@@ -136,6 +136,14 @@ class Svid(msgspec.Struct, frozen=True):
     until: str = ""
 
 
+class Subnet(msgspec.Struct, frozen=True):
+    """One that is known beforehand."""
+
+    cidr: str
+    peers: int = 0
+    """That are reached by what it has in the kernel."""
+
+
 class Status(msgspec.Struct, frozen=True):
     """The answer to `status`."""
 
@@ -148,6 +156,7 @@ class Status(msgspec.Struct, frozen=True):
     ciphers: tuple[str, ...] = ()
     key_mode: str = ""
     key_derivation: str = ""
+    subnets: tuple[Subnet, ...] = ()
     svid: Svid | None = None
     datapath: Datapath = Datapath()
     peers: tuple[Peer, ...] = ()

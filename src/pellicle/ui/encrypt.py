@@ -12,7 +12,7 @@ from rich.text import Text
 from pellicle.ui.answers import Encrypt, KeyEvent, Offer, Sa, Status
 from pellicle.ui.grid import Column, grid
 from pellicle.ui.sections import INDENT, bullet, section
-from pellicle.ui.status import epochs, peers_not_ready, title
+from pellicle.ui.status import epochs, peers_not_ready, subnets, title
 from pellicle.ui.units import count, octets
 
 _ARROWS: Final = {"in": "←", "out": "→"}
@@ -24,12 +24,14 @@ def encrypt(node: Status, answer: Encrypt, width: int, *, is_verbose: bool) -> R
     inner = width - INDENT
     used = {peer.pair for peer in answer.peers or node.peers}
     sas = _sas(answer.sas, used, inner) if is_verbose else _pairs(answer.sas, used, inner)
+    shared = subnets(node)
     none = Text("none: nothing can be encrypted", "bad")
     waiting = [bullet(line, "wary") for line in peers_not_ready(answer.peers or node.peers)]
     return Group(
         title(node),
         *section("Offers of this node", [_offers(answer.offers, inner)]),
         *section("Security associations", [sas if answer.sas else none, *waiting]),
+        *section("Subnets that share states", [Text(shared)] if shared else []),
     )
 
 

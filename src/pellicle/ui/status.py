@@ -88,6 +88,7 @@ def _facts(answer: Status) -> RenderableType:
         ("engine", _engine(answer)),
         ("offload", _offload(answer)),
         ("keys", _keys(answer)),
+        ("subnets", subnets(answer)),
         ("nodes", _nodes(answer)),
         ("audit", _audit(answer)),
         ("identity", f"{answer.svid.id} until {answer.svid.until}" if answer.svid else ""),
@@ -106,6 +107,14 @@ def _keys(answer: Status) -> str | Text:
         words = "made by hand, the same for all nodes: not derived, not confirmed, no replay window"
         return Text(words, "wary")
     return _MODES.get(answer.key_mode, answer.key_mode)
+
+
+def subnets(answer: Status) -> str:
+    """Those that are known beforehand, and how many peers share what they have in the kernel."""
+    return ", ".join(
+        f"{each.cidr} ({each.peers} {'peer' if each.peers == 1 else 'peers'})"
+        for each in answer.subnets
+    )
 
 
 def _nodes(answer: Status) -> str | Text:
