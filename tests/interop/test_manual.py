@@ -3,12 +3,15 @@
 
 n1: agent ══ SPI 3, no ESN ══ n2: ip xfrm state, policy         the file is the only thing shared
           ╚═ SPI 3, no ESN ══ n3: agent
+
+And once more with subnets, of which the other end knows nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -42,7 +45,14 @@ def write(path: Path, *ids: int) -> None:
     fresh.replace(path)
 
 
-@pytest.fixture(scope="module", params=[4, 6], ids=lambda version: f"over IPv{version}")
+SUBNETS = ("10.244.0.0/16", "fd00:244::/32")
+
+
+@pytest.fixture(
+    scope="module",
+    params=[(4, ()), (6, ()), (4, SUBNETS), (6, SUBNETS)],
+    ids=["over IPv4", "over IPv6", "over IPv4, subnets", "over IPv6, subnets"],
+)
 def secret(
     request: pytest.FixtureRequest, lab_place: None, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Path]:
@@ -50,16 +60,19 @@ def secret(
     lab.down()
     path = tmp_path_factory.mktemp("manual") / "keys"
     write(path, 3)
-    settings = {
+    outer, subnets = request.param
+    settings: dict[str, Any] = {
         "ipsec_key_derivation": "none",
         "psk_file": str(path),
-        "outer_family": str(request.param),
+        "outer_family": str(outer),
         "drain_seconds": "1s",
     }
+    if subnets:
+        settings["encrypt_subnets"] = list(subnets)
     lab.up(3, 1, engine="xfrm", settings=settings)
     lab.kill_agent(N2.name)
     strip(N2)
-    ours, theirs = (str(node.addresses[request.param == 6]) for node in (N2, N1))
+    ours, theirs = (str(node.addresses[outer == 6]) for node in (N2, N1))
     for source, destination in ((ours, theirs), (theirs, ours)):
         ip(
             N2,
@@ -104,6 +117,8 @@ def test_everybody_is_warned(secret: Path) -> None:
     assert "keys are not derived: whoever has the file decrypts" in N1.log.read_text()
     shown = ip(N1, "xfrm state")
     assert "spi 0x00000003" in shown
+    is_shared = "encrypt_subnets" in N1.config.read_text()
+    assert shown.count("proto esp") == (2 if is_shared else 4)
     assert "esn" not in shown
     for text in (N1.log.read_text(), str(said), str(agents.ask(N1, "encrypt"))):
         assert KEYS[3] not in text
