@@ -139,6 +139,7 @@ def test_the_kernel_gets_no_more_for_more_peers(subnets: Subnets) -> None:
         until(lambda: bool(agents.status(N1)["healthy"]), "all peers are ready")
         assert len(shares()) == nodes - 1
         assert all(shares().values())
+        until(lambda n=nodes: len(sas(N1, "out")) == n - 1, "nothing drains any more")
         seen.append((kernels("policy"), kernels("state")))
     assert seen[0] == seen[1] == (4 + 4, 2), "a policy for each subnet; the blocks, what comes in"
     found = check.check()
@@ -265,6 +266,17 @@ def test_a_flush_takes_all_of_it(subnets: Subnets) -> None:
         assert not {flow.kind for flow in wire.counts()} & {Kind.CLEAR, Kind.ESP}
     lab.start_agent("n1")
     until(lambda: is_echoed("n1/p1", 4, pod("n2", 4), seconds=0.5), "a new agent puts it again")
+
+
+@both
+def test_it_can_be_switched_on_and_off(subnets: Subnets, family: int) -> None:
+    """Node after node: who has it and who has not understand each other."""
+    for some in (ALL, (), ALL):
+        subnets.up(2, some)
+        until(lambda: is_echoed("n1/p1", family, pod("n2", family), seconds=0.5), "it answers")
+        until(lambda some=some: shares() == {"n2": bool(some)}, "as it was told")
+        until(lambda: len(sas(N1, "out")) == 1, "nothing drains any more")
+        assert all(is_echoed("n1/p1", family, pod("n2", family)) for _ in range(5))
 
 
 # --- who may say what ----------------------------------------------------------------------------
