@@ -2,6 +2,7 @@
 /* Cleartext at the uplink: who may say what to whom across it. */
 #pragma once
 #include "link.h"
+#include "overlay.h"
 #include "peer.h"
 
 /* The rule by which nodes may say this to each other in the clear, or 0.  Of fragments only the first
@@ -54,6 +55,8 @@ static __always_inline int is_own_esp(const struct packet *p)
 /* Neighbours must find each other before anything can be encrypted; and ESP, whosever it is, is. */
 static __always_inline int border_between_nodes(struct scratch *s, int drop)
 {
+	if (is_overlay(&s->packet))
+		return drop; /* a pod's packet is in it */
 	if (!config.nodes || s->packet.protocol == IPPROTO_ESP ||
 	    is_neighbour_discovery(&s->packet))
 		return REASON_NONE;

@@ -3,6 +3,7 @@
  * belongs to the node whose keys it bore.
  */
 #pragma once
+#include "overlay.h"
 #include "tunnel.h"
 #include "verdict.h"
 
@@ -27,23 +28,11 @@ static __always_inline int deliver_find(struct scratch *s)
 	return REASON_NONE;
 }
 
-/* The inner source must be an address of the node whose keys the packet bore; then it crosses this
- * node as through a router: the outer ECN is taken over, and on the way to a pod the TTL sinks.
- */
-static __always_inline int deliver(struct __sk_buff *skb, struct scratch *s, __u8 outer_tos)
+/* It crosses this node as through a router: on the way to a pod the TTL sinks. */
+static __always_inline int deliver_rewrite(struct __sk_buff *skb, struct scratch *s, __u8 tos)
 {
 	struct packet *p = &s->packet;
-	struct peer *peer = peer_find(&p->source);
-	int tos, reason;
 
-	if (!peer || !addr_equal(&peer->node, &s->node))
-		return DROP_SPOOFED_SOURCE;
-	reason = deliver_find(s);
-	if (reason)
-		return reason;
-	tos = ecn_decapsulate(outer_tos, p->tos);
-	if (tos < 0)
-		return DROP_CONGESTED_ECN;
 	if (s->ifindex) {
 		if (p->ttl <= 1)
 			return DROP_TTL_EXCEEDED;
@@ -55,4 +44,52 @@ static __always_inline int deliver(struct __sk_buff *skb, struct scratch *s, __u
 	if (tunnel_rewrite(skb, &s->ccp, p->ethertype == swap16(ETH_P_IP), tos, p->ttl))
 		return DROP_ESP_MALFORMED;
 	return OPENED;
+}
+
+/* An overlay packet for this node: what is in it must be from an address of the node that sent it, under
+ * the identity that it has there, and for somebody here.  The overlay's device then takes it.
+ */
+static __always_inline int deliver_overlay(struct __sk_buff *skb, struct scratch *s)
+{
+	struct packet *p = &s->packet;
+	int reason = overlay_enter(skb, s);
+	struct peer *peer;
+
+	if (reason)
+		return reason;
+	peer = peer_find(&p->source);
+	if (!peer || !addr_equal(&peer->node, &s->node))
+		return DROP_SPOOFED_SOURCE;
+	if (s->vni != (peer->flags & PEER_NODE ? IDENTITY_REMOTE_NODE : peer->identity))
+		return DROP_WRONG_IDENTITY;
+	reason = deliver_find(s);
+	if (reason)
+		return reason;
+	if (s->ifindex && p->ttl <= 1)
+		return DROP_TTL_EXCEEDED;
+	s->ifindex = 0;
+	return OPENED;
+}
+
+/* The inner source must be an address of the node whose keys the packet bore. */
+static __always_inline int deliver(struct __sk_buff *skb, struct scratch *s, __u8 outer_tos)
+{
+	struct packet *p = &s->packet;
+	struct peer *peer = peer_find(&p->source);
+	int tos, reason;
+
+	if (!peer || !addr_equal(&peer->node, &s->node))
+		return DROP_SPOOFED_SOURCE;
+	reason = deliver_find(s);
+	if (reason)
+		return reason;
+	if (s->ifindex && config.overlay_port)
+		return DROP_WRONG_ROUTING;
+	tos = ecn_decapsulate(outer_tos, p->tos);
+	if (tos < 0)
+		return DROP_CONGESTED_ECN;
+	reason = deliver_rewrite(skb, s, tos);
+	if (reason != OPENED || s->ifindex || !is_overlay(p))
+		return reason;
+	return peer->flags & PEER_NODE ? deliver_overlay(skb, s) : DROP_FORGED_OVERLAY;
 }

@@ -19,10 +19,36 @@
 
 /* --- which SA --------------------------------------------------------------------------------- */
 
-/* The agent's own: nobody else may send from this node's address (from_pod sees to it). */
-static __always_inline int is_own_probe(const struct packet *p)
+/* What came, which is also what is sealed. */
+static __always_inline int door_parse(struct __sk_buff *skb, struct scratch *s, __u32 has_ethernet)
 {
-	return p->protocol == PROBE_PROTOCOL && addr_is_self(&p->source);
+	int reason = packet_parse(skb, &s->packet, has_ethernet);
+
+	s->len = s->packet.len;
+	s->ethertype = s->packet.ethertype;
+	return reason;
+}
+
+/* An overlay packet is judged by what a pod says in it.  Only the overlay's device may send such to a
+ * node: to_overlay has marked it, which no ordinary process can.
+ */
+static __always_inline int door_enter(struct __sk_buff *skb, struct scratch *s)
+{
+	const struct packet *p = &s->packet;
+
+	if (!is_overlay(p) || !addr_is_node(&p->destination))
+		return REASON_NONE;
+	if (skb->mark != MARK_ENCRYPT || !addr_is_self(&p->source))
+		return DROP_FORGED_OVERLAY;
+	return overlay_enter(skb, s);
+}
+
+/* The agent's own: nobody else may send from this node's address (from_pod sees to it). */
+static __always_inline int is_own_probe(const struct scratch *s)
+{
+	const struct packet *p = &s->packet;
+
+	return p->protocol == PROBE_PROTOCOL && addr_is_self(&p->source) && !s->is_overlay;
 }
 
 /* A probe names its SA itself: it asks whether the peer has keys that nothing else uses yet. */
@@ -44,15 +70,18 @@ static __always_inline int door_choose(struct __sk_buff *skb, struct scratch *s)
 	struct packet *p = &s->packet;
 	struct encrypt_row *row;
 	struct peer *peer;
+	int reason = door_enter(skb, s);
 
+	if (reason)
+		return reason;
 	if (addr_is_link(&p->destination))
 		return CLEAR_LINK; /* and goes no further */
 	peer = peer_find(&p->destination);
 	if (!peer || peer->flags & PEER_LOCAL)
 		return DROP_UNKNOWN_PEER;
-	if (is_own_probe(p))
+	if (is_own_probe(s))
 		return door_probe(skb, s);
-	if (peer->flags & PEER_NODE && addr_is_node(&p->source)) {
+	if (peer->flags & PEER_NODE && addr_is_node(&p->source) && !s->is_overlay) {
 		s->rule = exempt_find(p);
 		if (s->rule)
 			return CLEAR_EXEMPT;
@@ -61,8 +90,8 @@ static __always_inline int door_choose(struct __sk_buff *skb, struct scratch *s)
 	if (!row)
 		return DROP_NO_KEY;
 	s->pair = row->pair;
-	/* the kernel's policies know a node's own addresses for one SA only */
-	if (row->engine != ENGINE_XFRM || !(peer->flags & PEER_NODE))
+	/* without the overlay, the kernel's policies know a node's own addresses for one SA only */
+	if (row->engine != ENGINE_XFRM || !(peer->flags & PEER_NODE) || config.overlay_port)
 		s->number = p->hash & row->sa_mask;
 	return REASON_NONE;
 }
@@ -82,21 +111,20 @@ static __always_inline struct sa_out *door_sa(struct scratch *s)
 
 static __always_inline int door_done(const struct scratch *s)
 {
-	return is_own_probe(&s->packet) ? PROBE_SENT : SEALED;
+	return is_own_probe(s) ? PROBE_SENT : SEALED;
 }
 
 /* --- the bpf engine --------------------------------------------------------------------------- */
 
 static __always_inline int door_seal(struct __sk_buff *skb, struct scratch *s)
 {
-	struct packet *p = &s->packet;
-	__u32 len = p->len, next_header;
+	int reason = door_choose(skb, s);
+	__u32 len, next_header;
 	struct sa_out *sa;
-	int reason;
 
-	reason = door_choose(skb, s);
 	if (reason)
 		return reason;
+	len = s->len;
 	sa = door_sa(s);
 	if (!sa)
 		return DROP_NO_KEY;
@@ -106,7 +134,7 @@ static __always_inline int door_seal(struct __sk_buff *skb, struct scratch *s)
 		return DROP_TOO_BIG;
 	if (skb->gso_size || bpf_skb_load_bytes(skb, ETH_HLEN, s->ccp.data, bounded(len, CCP_MAX)))
 		return DROP_SEAL_FAILED;
-	next_header = p->ethertype == swap16(ETH_P_IP) ? IPPROTO_IPIP : IPPROTO_IPV6;
+	next_header = s->ethertype == swap16(ETH_P_IP) ? IPPROTO_IPIP : IPPROTO_IPV6;
 	reason = tunnel_seal(skb, s, sa, len, next_header);
 	if (reason)
 		return reason;
@@ -132,7 +160,7 @@ int door(struct __sk_buff *skb)
 	if (!s)
 		return TC_ACT_SHOT;
 	p = &s->packet;
-	reason = packet_parse(skb, p, 1);
+	reason = door_parse(skb, s, 1);
 	if (p->start != ETH_HLEN)
 		reason = DROP_NOT_IP;
 	else if (!reason && is_own_esp(p))
@@ -153,9 +181,9 @@ int door(struct __sk_buff *skb)
  * and bpf_redirect_neigh would drop it.  The addresses are nobody's: door takes every frame.  0: there
  * is no such device.
  */
-static __always_inline __u32 door_hand_over(struct __sk_buff *skb, const struct packet *p)
+static __always_inline __u32 door_hand_over(struct __sk_buff *skb, const struct scratch *s)
 {
-	struct ethhdr eth = { .h_proto = p->ethertype };
+	struct ethhdr eth = { .h_proto = s->ethertype };
 	struct doors *there;
 	__u32 zero = 0;
 
@@ -191,7 +219,7 @@ int door_xfrm(struct __sk_buff *skb)
 	if (!s)
 		return TC_ACT_SHOT;
 	p = &s->packet;
-	reason = packet_parse(skb, p, 0);
+	reason = door_parse(skb, s, 0);
 	is_others = !reason && is_own_esp(p);
 	if (!reason && !is_others)
 		reason = door_choose(skb, s);
@@ -202,7 +230,7 @@ int door_xfrm(struct __sk_buff *skb)
 	}
 	if (is_others || (sa && sa->engine == ENGINE_BPF) || reason == CLEAR_EXEMPT ||
 	    may_let_through(reason)) {
-		host = door_hand_over(skb, p);
+		host = door_hand_over(skb, s);
 		if (host)
 			return bpf_redirect(host, 0); /* door judges it, and counts */
 		sa = 0;

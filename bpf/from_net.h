@@ -202,11 +202,41 @@ static __always_inline int from_net_esp(struct __sk_buff *skb, struct scratch *s
 	return deliver(skb, s, outer_tos);
 }
 
-/* What bears a VLAN tag here belongs to another device of this machine. */
-static __always_inline int is_esp_for_us(struct __sk_buff *skb, const struct packet *p)
+/* An overlay packet in the clear: with encryption off that is how they come, and in monitor mode they
+ * may.  What is in it is judged all the same.
+ */
+static __always_inline int from_net_overlay(struct __sk_buff *skb, struct scratch *s)
 {
-	return p->protocol == IPPROTO_ESP && addr_is_self(&p->destination) &&
-	       p->start == ETH_HLEN && !skb->vlan_present;
+	struct peer *peer = peer_find(&s->packet.source);
+	int reason;
+
+	if (!peer || (peer->flags & (PEER_NODE | PEER_LOCAL)) != PEER_NODE)
+		return DROP_FORGED_OVERLAY;
+	s->node = peer->node;
+	reason = deliver_overlay(skb, s);
+	if (reason != OPENED)
+		return reason;
+	return config.encrypt ? DROP_CLEAR_FROM_CLUSTER : REASON_NONE;
+}
+
+/* What bears a VLAN tag here belongs to another device of this machine. */
+static __always_inline int is_for_us(struct __sk_buff *skb, const struct packet *p)
+{
+	return addr_is_self(&p->destination) && p->start == ETH_HLEN && !skb->vlan_present;
+}
+
+/* REASON_NONE: it passes, and somebody else may report it. */
+static __always_inline int from_net_judge(struct __sk_buff *skb, struct scratch *s)
+{
+	const struct packet *p = &s->packet;
+
+	if (is_overlay(p) && is_for_us(skb, p))
+		return from_net_overlay(skb, s);
+	if (!config.encrypt)
+		return REASON_NONE;
+	if (p->protocol == IPPROTO_ESP && is_for_us(skb, p))
+		return from_net_esp(skb, s);
+	return from_net_clear(skb, s);
 }
 
 SEC("tc")
@@ -215,23 +245,19 @@ int from_net(struct __sk_buff *skb)
 	struct scratch *s;
 	int reason, action;
 
-	if (!config.encrypt || skb->pkt_type == PACKET_OTHERHOST)
+	if (!(config.encrypt || config.overlay_port) || skb->pkt_type == PACKET_OTHERHOST)
 		return TC_ACT_OK; /* from_pod has reported it; or it is another machine's */
 	s = scratch_begin();
 	if (!s)
 		return TC_ACT_SHOT;
 	reason = packet_parse(skb, &s->packet, 1);
-	if (reason == DROP_NOT_IP)
+	if (reason == DROP_NOT_IP || (reason && !config.encrypt))
 		return TC_ACT_OK;
-	if (!reason) {
-		if (is_esp_for_us(skb, &s->packet))
-			reason = from_net_esp(skb, s);
-		else
-			reason = from_net_clear(skb, s);
-		if (!reason)
-			return TC_ACT_OK;
-	}
-	action = verdict(skb, HOOK_FROM_NET, reason);
+	if (!reason)
+		reason = from_net_judge(skb, s);
+	action = reason ? verdict(skb, HOOK_FROM_NET, reason) : TC_ACT_OK;
+	if (s->is_overlay && action == TC_ACT_OK)
+		skb->mark = MARK_OVERLAY;
 	if (reason == PROBE_RECEIVED || reason == ESP_DUMMY_RECEIVED || reason == PATH_MTU_RECEIVED)
 		return TC_ACT_SHOT;
 	if (reason == OPENED && s->ifindex)

@@ -5,6 +5,7 @@
 #pragma once
 #include "encrypt.h"
 #include "link.h"
+#include "overlay.h"
 #include "verdict.h"
 
 static __always_inline int is_own_address(struct __sk_buff *skb, const struct addr *source)
@@ -28,6 +29,12 @@ static __always_inline int from_pod_unknown(const struct packet *p)
 	return is_neighbour_discovery(p) ? CLEAR_LINK : DROP_UNKNOWN_PEER;
 }
 
+/* What has no key goes in the clear then, but in an overlay packet all the same: the door sees to both. */
+static __always_inline int may_pass_in_overlay(void)
+{
+	return config.monitor && config.overlay_port;
+}
+
 /* REASON_NONE: the door takes it from here and reports it. */
 static __always_inline int from_pod_judge(struct __sk_buff *skb, const struct packet *p)
 {
@@ -39,16 +46,18 @@ static __always_inline int from_pod_judge(struct __sk_buff *skb, const struct pa
 		return CLEAR_LINK;
 	if (!is_own)
 		return DROP_SPOOFED_POD;
+	peer = peer_find(&p->destination);
+	if (peer && peer->flags & PEER_NODE && is_overlay(p))
+		return DROP_FORGED_OVERLAY;
 	if (!config.encrypt)
 		return CLEAR_DISABLED;
-	peer = peer_find(&p->destination);
 	if (!peer)
 		return from_pod_unknown(p);
 	if (peer->flags & PEER_NODE && may_be_esp(p))
 		return DROP_POD_ESP;
 	if (peer->flags & PEER_LOCAL)
 		return CLEAR_LOCAL;
-	if (!encrypt_find(&peer->node))
+	if (!encrypt_find(&peer->node) && !may_pass_in_overlay())
 		return DROP_NO_KEY;
 	skb->mark = MARK_ENCRYPT; /* and no more: kube-proxy drops or masquerades by 0x8000, 0x4000 */
 	return REASON_NONE;

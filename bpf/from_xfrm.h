@@ -75,7 +75,7 @@ int from_xfrm(struct __sk_buff *skb)
 	action = verdict(skb, HOOK_FROM_NET, reason);
 	if (reason != OPENED)
 		return TC_ACT_SHOT;
-	skb->mark = 0;
+	skb->mark = s->is_overlay ? MARK_OVERLAY : 0;
 	/* not to its peer at once: kernels before 6.16 would check there, too, who has decrypted it */
 	return s->ifindex ? bpf_redirect(s->ifindex, 0) : action;
 }

@@ -63,7 +63,6 @@ static __always_inline int packet_load(struct __sk_buff *skb, struct packet *p, 
 static __always_inline int parse_nothing(struct __sk_buff *skb, struct packet *p)
 {
 	p->ethertype = skb->protocol;
-	p->start = 0;
 	return REASON_NONE;
 }
 
@@ -74,9 +73,9 @@ static __always_inline int parse_ethernet(struct __sk_buff *skb, struct packet *
 		__be16 next;
 	} vlan;
 
-	if (bpf_skb_load_bytes(skb, 2 * ETH_ALEN, &p->ethertype, sizeof(p->ethertype)))
+	if (bpf_skb_load_bytes(skb, p->start + 2 * ETH_ALEN, &p->ethertype, sizeof(p->ethertype)))
 		return DROP_MALFORMED;
-	p->start = ETH_HLEN;
+	p->start += ETH_HLEN;
 #pragma clang loop unroll(full)
 	for (int i = 0; i < VLAN_TAGS; i++) {
 		if (p->ethertype != swap16(ETH_P_8021Q) && p->ethertype != swap16(ETH_P_8021AD))
@@ -250,14 +249,18 @@ static __always_inline void set_hash(struct packet *p)
 	p->hash = mix(hash, 0) >> 32;
 }
 
-/* REASON_NONE, DROP_NOT_IP or DROP_MALFORMED; what was read until then is in p. */
-__noinline int packet_parse(struct __sk_buff *skb, struct packet *p, __u32 has_ethernet)
+/* REASON_NONE, DROP_NOT_IP or DROP_MALFORMED; what was read until then is in p.  `at`: where in the
+ * skb it begins, for the outermost packet 0.
+ */
+__noinline int packet_parse_at(struct __sk_buff *skb, struct packet *p, __u32 at,
+			       __u32 has_ethernet)
 {
 	int reason;
 
 	if (!p)
 		return DROP_MALFORMED;
 	__builtin_memset(p, 0, sizeof(*p));
+	p->start = at;
 	reason = has_ethernet ? parse_ethernet(skb, p) : parse_nothing(skb, p);
 	if (reason)
 		return reason;
@@ -271,6 +274,11 @@ __noinline int packet_parse(struct __sk_buff *skb, struct packet *p, __u32 has_e
 		reason = parse_ports(skb, p);
 	set_hash(p);
 	return reason;
+}
+
+static __always_inline int packet_parse(struct __sk_buff *skb, struct packet *p, __u32 has_ethernet)
+{
+	return packet_parse_at(skb, p, 0, has_ethernet);
 }
 
 /* --- room ------------------------------------------------------------------------------------- */
@@ -287,8 +295,13 @@ struct scratch {
 	__u32 epoch;
 	__u32 engine;
 	__u32 number;
+	__u32 len;     /* of what is sealed: the packet, or the overlay packet around it */
 	__u32 rule;    /* what has let it pass */
 	__u32 ifindex; /* of the pod that gets the opened packet; 0: this node itself */
+	__u32 vni;     /* of the overlay packet around it */
+	__be16 ethertype; /* of what is sealed */
+	__u8 is_overlay;  /* the packet is in an overlay packet */
+	__u8 pad;
 };
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
@@ -315,6 +328,7 @@ static __always_inline struct scratch *scratch_begin(void)
 		s->engine = 0;
 		s->number = 0;
 		s->rule = 0;
+		s->is_overlay = 0;
 	}
 	return s;
 }

@@ -19,11 +19,12 @@
  *    |    slot: names a pair here     |  0  |  SA  | 0xe/0xd | S |   0   | ECN  |
  *    +--------------------------------+-----+------+---------+---+-------+------+
  *
- * From a pod it is exactly 0xe00: routed by table 200 to the door.  The rest is for the kernel's
- * IPsec, which chooses policies and states by it, and makes it 0xc… with what it has encrypted.  What
- * leaves the door is exactly 0xc00.  S: the kernel's state is shared by many pairs; the SA is the
- * state's number then, and the slot, which the state does not look at, still names the pair.  Bits 14
- * and 15 are kube-proxy's.
+ * From a pod, or from the overlay's device, it is exactly 0xe00: routed by table 200 to the door.  The
+ * rest is for the kernel's IPsec, which chooses policies and states by it, and makes it 0xc… with what
+ * it has encrypted.  What leaves the door is exactly 0xc00.  S: the kernel's state is shared by many
+ * pairs; the SA is the state's number then, and the slot, which the state does not look at, still names
+ * the pair.  Bits 14 and 15 are kube-proxy's.  An overlay packet that may come out of the overlay's
+ * device is exactly 4.
  */
 #define MARK_ENCRYPT 0xe00	/* & MARK_MASK: to be encrypted */
 #define MARK_DECRYPT 0xd00	/* & MARK_MASK: ESP that is the kernel's to open, and what was in it */
@@ -32,10 +33,12 @@
 #define MARK_SLOT_SHIFT 16
 #define MARK_SA_SHIFT 12
 #define MARK_SHARED 0x80
+#define MARK_OVERLAY 4		/* an overlay packet from the wire that has been judged */
 #define MARK_ECN 3		/* of the inner packet on the way out, of the outer one on the way in */
 #define EVENTS_SIZE (1 << 20)	/* bytes of the ring buffer */
 #define EVENTS_CHEAP (EVENTS_SIZE / 16 * 15) /* of them for events that anybody can cause */
 #define EVENTS_WAITING (EVENTS_SIZE / 8) /* as many bytes of them wake the agent */
+#define IDENTITY_REMOTE_NODE 6	/* of nodes, to others */
 #define PROBE_PROTOCOL 59	/* of the agents' probes: no next header, RFC 8200 §4.7 */
 
 struct addr {
@@ -88,6 +91,9 @@ enum reason {
 	DROP_POD_ESP,		/* a pod speaking ESP of its own to a node of the cluster */
 	DROP_WRONG_DOOR,	/* one engine's, at the other's device: a route is on its way */
 	DROP_UNKNOWN_SLOT,	/* sealed by a shared state, for a pair that is gone */
+	DROP_FORGED_OVERLAY,	/* to the overlay's port of a node, but not from a node's overlay */
+	DROP_WRONG_IDENTITY,	/* the overlay's header names another identity than the ipcache */
+	DROP_WRONG_ROUTING,	/* for a pod, but not by the overlay that this node is set to */
 	REASON_COUNT,
 };
 
@@ -100,7 +106,9 @@ struct config {
 	__u32 monitor;		/* what is dropped for being clear passes, and is reported */
 	__u32 uplink_ifindex;
 	__u32 flow_interval_ms;	/* a long flow is reported again after this */
-	__u32 pad;
+	__be16 overlay_port;	/* UDP; 0: pods are routed directly */
+	__u8 overlay_first;	/* first byte of the overlay's header: what VXLAN or Geneve want there */
+	__u8 pad;
 	struct addr self4;	/* this node's outer addresses; zero: none in that family */
 	struct addr self6;
 };
@@ -268,6 +276,16 @@ struct {
 	__type(value, struct exempt_row);
 } exempt SEC(".maps");
 
+/* --- where the overlay's packets for a node go ------------------------------------------------------ */
+struct remote { struct addr outer; };
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 65536);
+	__type(key, struct addr); /* the peer's primary address */
+	__type(value, struct remote);
+} remotes SEC(".maps");
+
 /* --- the door's device, which is made anew when somebody removes it ------------------------------ */
 struct doors { __u32 host; /* ifindex of pellicle_host */ };
 struct {
@@ -362,6 +380,7 @@ enum exported {
 	EXPORT_MARK_SA_SHIFT = MARK_SA_SHIFT,
 	EXPORT_MARK_SHARED = MARK_SHARED,
 	EXPORT_PROBE_PROTOCOL = PROBE_PROTOCOL,
+	EXPORT_IDENTITY_REMOTE_NODE = IDENTITY_REMOTE_NODE,
 	EXPORT_REPLAY_WINDOW = REPLAY_WINDOW,
 	EXPORT_LONGEST = CCP_MAX - 2, /* the longest packet that the engine seals */
 };

@@ -134,6 +134,8 @@ int to_net(struct __sk_buff *skb)
 		return TC_ACT_OK;
 	if (!reason)
 		reason = to_net_judge(skb, s);
+	if (reason && is_overlay(&s->packet) && addr_is_node(&s->packet.destination))
+		overlay_enter(skb, s); /* it is reported under the pods' names */
 	if (reason)
 		return verdict(skb, HOOK_TO_NET, reason);
 	if (skb->mark == MARK_OUT) /* readdressed: by another route, to another neighbour */

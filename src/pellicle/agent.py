@@ -22,8 +22,9 @@ from pellicle import derived, exemptions, logs, scrape
 from pellicle.answers import answers
 from pellicle.audit import Audit, wall
 from pellicle.config import Attach, AuditMode, Config
-from pellicle.datapath import endpoints, exempt, ipcache, programs
+from pellicle.datapath import endpoints, exempt, ipcache, overlay, programs
 from pellicle.datapath.door import DoorsTarget, DoorTarget
+from pellicle.datapath.overlay import OverlayTarget
 from pellicle.datapath.programs import ProgramTarget, Words
 from pellicle.datapath.xfrm_device import XfrmDeviceTarget
 from pellicle.encryption import engine, others
@@ -94,6 +95,8 @@ class Agent:
         self._netlink = Netlink()
         self._uplink = uplink.find(self._netlink, config.uplink, config.addresses)
         self._choice = engine.choose_for(config)
+        if config.tunnel is not None:
+            overlay.must_have(config.tunnel)
         self._keys = self._make_keys() if config.enable_encrypt_l3 else None
         self._socket = listen(config.run_dir / "agent.sock")
         self._bpf = self._load()
@@ -105,7 +108,9 @@ class Agent:
         """Of the directory."""
         self._rejected: tuple[Rejected, ...] = ()
         self._pending: tuple[Rejected, ...] = ()
-        self._paths = PathMtus(self._tables.paths, self._uplink.mtu, time.monotonic)
+        self._paths = PathMtus(
+            self._tables.paths, self._uplink.mtu, time.monotonic, config.tunnel is not None
+        )
         self._reconcilers: list[Reconciler[Any, Any]] = []
         mode: dict[Attach, Mode] = {Attach.TCX: "tcx", Attach.CLSACT: "clsact"}
         self._programs = ProgramTarget(self._bpf, config.bpffs / "links", mode.get(config.attach))
@@ -152,6 +157,7 @@ class Agent:
         target = RecordTarget(config.directory, self._name, t.nodes)
         record = self._reconciler(t.record, target, t.record_up)
         yield defend(record, self._news)
+        yield from self._overlay()
         yield from self._encryption()
         for each in self._reconcilers:
             yield reconcile(each, time.monotonic, config.refresh_seconds)
@@ -162,8 +168,15 @@ class Agent:
         if self._scraped is not None:
             yield scrape.serve(self._scraped, self._metrics.text)
 
+    def _overlay(self) -> Iterable[Coroutine[Any, Any, None]]:
+        t, config = self._tables, self._config
+        self._reconciler(t.overlay, OverlayTarget(self._netlink), t.overlay_up)
+        self._reconciler(t.remotes, overlay.remotes_target(self._bpf), t.remotes_up)
+        name, family = self._uplink.name, str(config.outer_family)
+        yield from map(derive, derived.of_overlay(t, self._name, name, config.tunnel, family))
+
     def _encryption(self) -> Iterable[Coroutine[Any, Any, None]]:
-        """Routes to the door and keys; with encryption off, neither is wanted."""
+        """Routes and keys; with encryption off, only the overlay wants routes."""
         t, config = self._tables, self._config
         route = RoutePlan(
             self._name,
@@ -173,6 +186,8 @@ class Agent:
             self._choice.engine,
             self._longest,
             config.encrypt_nodes,
+            is_overlay=config.tunnel is not None,
+            is_encrypting=self._keys is not None,
         )
         self._reconciler(t.sas, self._sas, t.sas_up, once=True)
         self._reconciler(t.encrypt, encryption_table.target(self._bpf), t.encrypt_up)
@@ -182,13 +197,16 @@ class Agent:
         yield from map(derive, derived.of_encryption(t, self._choice.engine, subnets))
         yield from self._kernel_ipsec()
         self._paths.forget()
+        t.rules.replace(route.rules())
+        if t.rules.rows:
+            yield from map(derive, derived.of_routes(t, route))
+        else:
+            t.routes.replace({})
         if self._keys is None:
-            for table in (t.sas, t.sends, t.rules, t.routes, t.peers):
+            for table in (t.sas, t.sends, t.peers):
                 table.replace({})
             self._publish(())
             return
-        t.rules.replace(route.rules())
-        yield from map(derive, derived.of_routes(t, route))
         yield from self._keys.work(self._sas)
         yield self._watch_paths()
 
@@ -202,8 +220,9 @@ class Agent:
             for table in (t.device, t.policies, t.policies_up, t.others):
                 table.replace({})
             return
-        subnets = self._config.encrypt_subnets
-        yield from map(derive, derived.of_kernel_ipsec(t, self._uplink.name, subnets))
+        subnets, is_overlay = self._config.encrypt_subnets, self._config.tunnel is not None
+        of_kernel = derived.of_kernel_ipsec(t, self._uplink.name, subnets, is_overlay=is_overlay)
+        yield from map(derive, of_kernel)
         self._reconciler(t.device, XfrmDeviceTarget(self._netlink), t.device_up)
         self._reconciler(t.policies, PolicyTarget(self._states.xfrm), t.policies_up)
         yield self._watch_kernel(self._states.xfrm)
@@ -282,6 +301,7 @@ class Agent:
         ports = PodPorts(
             self._tables, self._hooks, self._netlink, self._uplink, str(self._config.outer_family),
             self._longest, is_encrypting=self._keys is not None,
+            is_overlay=self._config.tunnel is not None,
         )  # fmt: skip
         return Datapath(ports.attach, ports.detach, ports.ready, ports.mtu, self._cni_trouble)
 
@@ -351,6 +371,7 @@ class Agent:
             self._uplink.index,
             int(config.flow_interval * 1000),
             self._uplink.addresses,
+            *overlay.words(config.tunnel),
         )
         loaded = programs.load(words, config.bpffs / "maps")
         # Before a program runs over maps that may be new and empty: what is the cluster's, and what

@@ -17,7 +17,7 @@ import msgspec
 
 from pellicle.datapath.address import from_bytes
 from pellicle.datapath.programs import PINNED_MAPS
-from pellicle.encryption.routes import inner_mtu
+from pellicle.encryption.routes import inner_mtu, overlay_mtu
 from pellicle.encryption.sas import SaCount
 from pellicle.facts import Engine, Rejected
 from pellicle.flows.reasons import Verdict
@@ -66,6 +66,8 @@ def status(sight: Sight) -> dict[str, Any]:
             "attach": ", ".join(sorted(sight.programs.modes)) or "nothing",
             "uplink": sight.uplink,
             "mtu": _mtu(sight),
+            "routing": sight.config.routing,
+            "overlay": sight.config.tunnel,
         },
         "peers": peers,
         "tables": tables,
@@ -281,11 +283,15 @@ def _offload(sight: Sight) -> dict[str, Any]:
 
 
 def _mtu(sight: Sight) -> dict[str, int | None]:
-    link = sight.links.rows.get(sight.uplink)
-    if link is None or not sight.config.enable_encrypt_l3:
-        mtu = link.mtu if link else None
-        return {"v4": mtu, "v6": mtu}
-    return {f"v{version}": inner_mtu(link.mtu, version, sight.longest) for version in (4, 6)}
+    link, config = sight.links.rows.get(sight.uplink), sight.config
+    if link is None:
+        return {"v4": None, "v6": None}
+    mtus = dict.fromkeys((4, 6), link.mtu)
+    if config.enable_encrypt_l3:
+        mtus = {version: inner_mtu(mtu, version, sight.longest) for version, mtu in mtus.items()}
+    if config.tunnel:
+        mtus = {version: overlay_mtu(mtu, version) for version, mtu in mtus.items()}
+    return {f"v{version}": mtu for version, mtu in mtus.items()}
 
 
 def _rejected(row: Rejected) -> dict[str, str]:

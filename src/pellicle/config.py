@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from pellicle.exemptions import Exemption
-from pellicle.facts import Address, Network, NodeName
+from pellicle.facts import Address, Network, NodeName, Overlay
 from pellicle.settings import (
     ENVIRONMENT_PREFIX,
     SETTINGS,
@@ -30,6 +30,7 @@ from pellicle.settings import (
     LogFormat,
     LogLevel,
     OuterFamily,
+    Routing,
     Setting,
 )
 from pellicle.values import Listener, did_you_mean, printable, shown
@@ -51,6 +52,7 @@ __all__ = [
     "LogFormat",
     "LogLevel",
     "OuterFamily",
+    "Routing",
     "Setting",
     "load",
 ]
@@ -96,6 +98,8 @@ class Config:
     enable_encrypt_l3: bool
     encrypt_nodes: bool
     exempt: tuple[Exemption, ...]
+    routing: Routing
+    overlay: Overlay
     audit: AuditMode
     engine: EngineChoice
     cipher: CipherChoice
@@ -136,6 +140,11 @@ class Config:
         if self.key_mode is not KeyMode.AUTO:
             return self.key_mode
         return KeyMode.CLUSTER if self.psk_file is None else KeyMode.PSK
+
+    @property
+    def tunnel(self) -> Overlay | None:
+        """In which pods' packets travel; None: they are routed directly."""
+        return self.overlay if self.routing is Routing.OVERLAY else None
 
     @property
     def are_keys_manual(self) -> bool:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which of an agent's tables is planned from which others, and by which part of them.
 
-    node, pod ──▶ of that node: names, ipcache, cluster_cidrs, routes
+    node, pod ──▶ of that node: names, ipcache, cluster_cidrs, remotes, routes
     SA        ──▶ of its node: policies; of its slot: whether its pair is passable;
                   of the state that it shares: that it stands
     send      ──▶ of its node: the row of the encryption table
@@ -16,8 +16,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from pellicle.datapath import door, endpoints, ipcache, programs, xfrm_device
-from pellicle.datapath.programs import DOOR_HOST, DOOR_XFRM
+from pellicle.datapath import door, endpoints, ipcache, overlay, programs, xfrm_device
+from pellicle.datapath.programs import DOOR_HOST, DOOR_OVERLAY, DOOR_XFRM
 from pellicle.encryption import policies
 from pellicle.encryption import table as encryption_table
 from pellicle.encryption.policies import number_of, shared_by, slot_of
@@ -32,6 +32,7 @@ from pellicle.facts import (
     Network,
     Node,
     NodeName,
+    Overlay,
 )
 from pellicle.flows import names
 from pellicle.plans import Derivation, Parted, some
@@ -47,7 +48,8 @@ def of_cluster(t: Tables, local: NodeName, uplink: str, cidrs: ipcache.Cidrs) ->
     nodes = Parted(t.nodes, lambda name, _: name)
     pods = Parted(t.endpoints, lambda _, endpoint: endpoint.node)
     yield Derivation(t.own, partial(plan_own, local), [t.nodes], settle=0)
-    yield Derivation(t.ways, partial(some, (uplink, DOOR_HOST, DOOR_XFRM)), [t.links], settle=0)
+    ways = (uplink, DOOR_HOST, DOOR_XFRM, DOOR_OVERLAY)
+    yield Derivation(t.ways, partial(some, ways), [t.links], settle=0)
     yield Derivation(t.names, partial(names.plan, local), [nodes, pods])
     yield Derivation(t.ipcache, partial(ipcache.plan, local), [nodes, pods])
     yield Derivation(t.cidrs, partial(ipcache.plan_cidrs, cidrs), [nodes])
@@ -109,11 +111,30 @@ def of_routes(t: Tables, route: RoutePlan) -> Derivations:
     yield Derivation(t.routes, plan, [t.own, t.ways, t.paths, _by_address(t), _standing(t)])
 
 
-def of_kernel_ipsec(t: Tables, uplink: str, subnets: Collection[Network] = ()) -> Derivations:
+def of_overlay(
+    t: Tables, local: NodeName, uplink: str, kind: Overlay | None, family: str
+) -> Derivations:
+    """Its device, and where its packets go; neither, where pods are routed directly."""
+    yield Derivation(t.overlay, partial(overlay.plan, kind, uplink), [t.ways])
+    if kind is None:
+        t.remotes.replace({})
+        return
+
+    def plan(
+        own: Mapping[NodeName, Node], nodes: Mapping[NodeName, Node]
+    ) -> Mapping[Address, Address]:
+        return overlay.plan_remotes(local, family, {**nodes, **own})
+
+    yield Derivation(t.remotes, plan, [t.own, _by_address(t)])
+
+
+def of_kernel_ipsec(
+    t: Tables, uplink: str, subnets: Collection[Network] = (), *, is_overlay: bool = False
+) -> Derivations:
     """Its device and its policies, as long as anything needs them."""
     yield Derivation(t.device, partial(xfrm_device.plan, uplink), [t.ways, t.kernel_used])
     sas = Parted(t.kernel_sas, lambda _, sa: sa.node)
-    plan = partial(policies.plan, subnets=subnets)
+    plan = partial(policies.plan, subnets=subnets, is_overlay=is_overlay)
     yield Derivation(t.policies, plan, [t.kernel_used, sas, _by_address(t), t.shared])
 
 

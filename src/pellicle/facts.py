@@ -51,6 +51,13 @@ class Engine(StrEnum):
     """The kernel's IPsec."""
 
 
+class Overlay(StrEnum):
+    """The tunnel in which pods' packets go from node to node."""
+
+    VXLAN = "vxlan"
+    GENEVE = "geneve"
+
+
 @dataclass(frozen=True, slots=True)
 class Offer:
     """The public half of a key that a node offers to all its peers."""

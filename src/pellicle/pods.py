@@ -8,7 +8,7 @@ import time
 
 from pellicle.datapath import programs
 from pellicle.datapath.programs import Hook, HookName
-from pellicle.encryption.routes import inner_mtu
+from pellicle.encryption.routes import inner_mtu, overlay_mtu
 from pellicle.facts import Address, Endpoint
 from pellicle.kernel.netlink import Netlink
 from pellicle.sources.cni_spec import Mtu
@@ -31,10 +31,11 @@ class PodPorts:
         longest: int,
         *,
         is_encrypting: bool,
+        is_overlay: bool,
     ) -> None:
         self._tables, self._hooks, self._netlink = tables, hooks, netlink
         self._uplink, self._is_encrypting = uplink, is_encrypting
-        self._longest = longest
+        self._longest, self._is_overlay = longest, is_overlay
         families = {each.version for each in uplink.addresses}
         self._outer = min(families) if outer_family == "auto" else int(outer_family)
 
@@ -70,6 +71,8 @@ class PodPorts:
         link = self._tables.links.rows.get(self._uplink.name)
         device = link.mtu if link else self._uplink.mtu
         inner = inner_mtu(device, self._outer, self._longest) if self._is_encrypting else device
+        if self._is_overlay:
+            inner = overlay_mtu(inner, self._outer)
         return Mtu(device, inner, inner)
 
     def _is_plugged(self, address: Address, endpoint: Endpoint, index: int) -> bool:

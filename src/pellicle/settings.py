@@ -15,7 +15,7 @@ from pathlib import PurePosixPath
 from typing import Any, Final
 
 from pellicle.exemptions import DEFAULT_EXEMPTIONS, NOTHING, Exemption, exemption
-from pellicle.facts import Cipher, Engine
+from pellicle.facts import Cipher, Engine, Overlay
 from pellicle.values import address, dns_name, each, listener, network, one_per_family, place, shown
 from pellicle.wire.spiffe_id import NODE, TRUST_DOMAIN, checked_template
 
@@ -37,6 +37,13 @@ class CipherChoice(StrEnum):
     CHACHA20_POLY1305 = Cipher.CHACHA20_POLY1305.value
     AES_128_GCM = Cipher.AES_128_GCM.value
     AES_256_GCM = Cipher.AES_256_GCM.value
+
+
+class Routing(StrEnum):
+    """How pods' packets go from node to node."""
+
+    DIRECT = "direct"
+    OVERLAY = "overlay"
 
 
 class IpsecOffload(StrEnum):
@@ -269,6 +276,14 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         "NAME=PROTOCOL[/PORT[-PORT]],…",
         is_list=True,
     ),
+    _choice(
+        "routing",
+        "How pods' packets go from node to node, encrypted or not: as they are (direct), or in a "
+        "tunnel between the nodes (overlay); the same on all nodes.",
+        Routing,
+        Routing.DIRECT,
+    ),
+    _choice("overlay", "The tunnel of the routing overlay.", Overlay, Overlay.VXLAN),
     _choice(
         "audit",
         "Drop cleartext that should be encrypted (enforce), or let it pass and report (monitor).",

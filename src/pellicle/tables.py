@@ -7,6 +7,7 @@ from pellicle.datapath.door import Door
 from pellicle.datapath.endpoints import EndpointRow
 from pellicle.datapath.exempt import ExemptKey, ExemptRow
 from pellicle.datapath.ipcache import CidrRow, Peer
+from pellicle.datapath.overlay import OverlayDevice
 from pellicle.datapath.programs import Hook, HookName
 from pellicle.datapath.xfrm_device import XfrmDevice
 from pellicle.encryption.others import OtherRow
@@ -55,6 +56,10 @@ class Tables:
         self.doors_up: Table[int, int] = Table("doors up")
         self.device: Table[str, XfrmDevice] = Table("xfrm device")
         self.device_up: Table[str, XfrmDevice] = Table("xfrm device up")
+        self.overlay: Table[str, OverlayDevice] = Table("overlay device")
+        self.overlay_up: Table[str, OverlayDevice] = Table("overlay device up")
+        self.remotes: Table[Address, Address] = Table("remotes")
+        self.remotes_up: Table[Address, Address] = Table("remotes up")
         self.hooks: Table[HookName, Hook] = Table("programs")
         self.hooks_up: Table[HookName, Hook] = Table("programs attached")
         self.ipcache: Table[Address, Peer] = Table("ipcache")

@@ -27,10 +27,11 @@ from pellicle.config import (
     KeyMode,
     LogLevel,
     OuterFamily,
+    Routing,
     load,
 )
 from pellicle.exemptions import DEFAULT_EXEMPTIONS, exemption
-from pellicle.facts import Cipher, Engine
+from pellicle.facts import Cipher, Engine, Overlay
 
 GOOD = {
     "enable_encrypt_l3": True,
@@ -65,6 +66,8 @@ def test_without_a_word_the_defaults_hold() -> None:
         enable_encrypt_l3=False,
         encrypt_nodes=True,
         exempt=tuple(exemption("exempt", text) for text in DEFAULT_EXEMPTIONS),
+        routing=Routing.DIRECT,
+        overlay=Overlay.VXLAN,
         audit=AuditMode.ENFORCE,
         engine=EngineChoice.AUTO,
         cipher=CipherChoice.AUTO,

@@ -11,10 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pellicle.datapath import endpoints as endpoints_map
-from pellicle.datapath import ipcache, programs
+from pellicle.datapath import ipcache, overlay, programs
 from pellicle.datapath.address import from_bytes, from_cidr, gateway, to_bytes, to_cidr
 from pellicle.datapath.endpoints import EndpointRow
 from pellicle.datapath.ipcache import CidrFlags, CidrRow, Peer, PeerFlags
+from pellicle.datapath.overlay import OverlayDevice
 from pellicle.datapath.programs import Hook, HookName
 from pellicle.facts import (
     IDENTITY_HOST,
@@ -26,8 +27,10 @@ from pellicle.facts import (
     Link,
     Node,
     NodeName,
+    Overlay,
 )
 from pellicle.kernel import Unsupported
+from pellicle.wire.btf import Btf
 
 N1, N2 = NodeName("n1"), NodeName("n2")
 NODES = {
@@ -150,6 +153,49 @@ def test_programs_go_where_they_belong_and_nowhere_else() -> None:
         HookName("pellicle_net", "ingress"): Hook(4, "door"),
         HookName("pel0123456789a", "ingress"): Hook(5, "from_pod"),
     }
+
+
+def test_the_overlays_programs_sit_on_both_sides_of_its_device() -> None:
+    links = {"pellicle_tunnel": Link("pellicle_tunnel", 7, "", 1500, is_up=True)}
+    assert programs.plan("eth0", links) == {
+        HookName("pellicle_tunnel", "egress"): Hook(7, "to_overlay"),
+        HookName("pellicle_tunnel", "ingress"): Hook(7, "from_overlay"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("kind", "uplink", "rows"),
+    [
+        (Overlay.GENEVE, 1500, {"pellicle_tunnel": OverlayDevice(Overlay.GENEVE, 1500)}),
+        (Overlay.VXLAN, 65535, {"pellicle_tunnel": OverlayDevice(Overlay.VXLAN, 65000)}),
+        (None, 1500, {}),
+        (Overlay.VXLAN, None, {}),
+    ],
+)
+def test_the_overlays_device_is_there_when_it_is_wanted(
+    kind: Overlay | None, uplink: int | None, rows: dict[str, OverlayDevice]
+) -> None:
+    links = {"eth0": Link("eth0", 2, "", uplink, is_up=True)} if uplink else {}
+    assert overlay.plan(kind, "eth0", links) == rows
+
+
+@pytest.mark.parametrize(
+    ("family", "remotes"),
+    [("auto", {"192.0.2.2": "192.0.2.2", "2001:db8::3": "2001:db8::3"}),
+     ("4", {"192.0.2.2": "192.0.2.2"}),
+     ("6", {"2001:db8::3": "2001:db8::3"})],
+)  # fmt: skip
+def test_the_tunnel_ends_where_esp_does(family: str, remotes: dict[str, str]) -> None:
+    six = Node(NodeName("n3"), (ip_address("2001:db8::3"),), ())
+    nodes = NODES | {six.name: six, NodeName("n4"): Node(NodeName("n4"), (), ())}
+    rows = overlay.plan_remotes(N1, family, nodes)
+    assert {str(node): str(outer) for node, outer in rows.items()} == remotes
+    assert overlay.plan_remotes(NodeName("n9"), family, nodes) == {}
+
+
+def test_the_datapath_calls_other_nodes_what_the_agents_do() -> None:
+    built = Btf.parse(programs.object_path().read_bytes())
+    assert built.enum("exported")["EXPORT_IDENTITY_REMOTE_NODE"] == IDENTITY_REMOTE_NODE
 
 
 def test_the_gateway_is_the_first_address() -> None:

@@ -14,7 +14,7 @@ from pellicle.doctor.conflicts import catching, early, sharing
 from pellicle.doctor.findings import Diagnosis, Finding, Mark, diagnose
 from pellicle.doctor.machine import Machine, Programs, Tried, read_cpu_flags
 from pellicle.encryption.engine import ALGORITHMS, Abilities
-from pellicle.facts import Cipher, Engine
+from pellicle.facts import Cipher, Engine, Overlay
 from pellicle.sources.uplink import Uplink
 from pellicle.wire.netlink import Rule
 from pellicle.wire.xfrm import Action, Policy, PolicyDirection, Template
@@ -96,6 +96,10 @@ CASES = (
     Case("the device", MACHINE, XFRM, WELL, "xfrm interface", "can be made"),
     Case("no device", tried(abilities=NO_DEVICE), BPF, WARY, "xfrm interface",
          str(NO_KIND.strerror), "CONFIG_XFRM_INTERFACE (modprobe xfrm_interface)"),
+    Case("overlays", tried(overlays=dict.fromkeys(Overlay)), XFRM, WELL, "overlay",
+         "vxlan and geneve"),
+    Case("no Geneve", tried(overlays={Overlay.VXLAN: None, Overlay.GENEVE: NO_KIND}), XFRM, WARY,
+         "overlay, geneve", str(NO_KIND.strerror), "CONFIG_GENEVE"),
     Case("AES", MACHINE, XFRM, WELL, "AES", "in hardware"),
     Case("AES on arm64", replace(MACHINE, cpu_flags=frozenset({"aes", "pmull"})), XFRM, WELL,
          "AES", "in hardware"),

@@ -44,6 +44,28 @@ def test_an_xfrm_interface_is_told_and_read_with_what_is_below() -> None:
     assert (found.if_id, found.link, found.peer) == (0x70656C6C, 3, 0)
 
 
+@pytest.mark.parametrize("kind", ["vxlan", "geneve"])
+def test_an_overlay_device_is_told_to_wait_for_each_packet_and_read_with_its_port(
+    kind: str,
+) -> None:
+    request = link.add_overlay("t", kind, 4789)
+    info = {
+        "vxlan": "3400 1280  0a00 0100 76786c616e00 0000  2400 0280"
+        "  0600 0f00 12b5 0000  0500 1900 01000000  0800 0100 00000000  0500 0700 00000000",
+        "geneve": "2000 1280  0b00 0100 67656e65766500 00  1000 0280"
+        "  0600 0500 12b5 0000  0400 0600",
+    }[kind]
+    assert request.body == head(0) + bytes.fromhex("0600 0300 74000000" + info)
+    found = link.read_link(Reply(link.RTM_NEWLINK, 0, 1, request.body))
+    assert (found.kind, found.overlay_port, found.if_id, found.link) == (kind, 4789, 0, 0)
+
+
+def test_a_vxlan_device_with_peers_of_its_own_is_no_overlay_of_ours() -> None:
+    told = link.add_overlay("t", "vxlan", 4789).body
+    peers = told.replace(bytes.fromhex("0500190001"), bytes.fromhex("0500190000"))
+    assert link.read_link(Reply(link.RTM_NEWLINK, 0, 1, peers)).overlay_port == 0
+
+
 CHANGES = [
     ({"is_up": True}, head(4, UP, UP), ""),
     ({"is_up": False}, head(4, 0, UP), ""),

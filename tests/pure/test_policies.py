@@ -40,6 +40,14 @@ def test_each_sa_reaches_the_pods_and_the_first_one_the_node_too() -> None:
     assert found == {0: PREFIXES | ADDRESSES, **dict.fromkeys((1, 2, 3), PREFIXES)}
 
 
+def test_in_the_overlay_each_sa_reaches_the_node_and_nothing_goes_past_it() -> None:
+    planned = policies.plan(USED, OUTBOUND, NODES, is_overlay=True).values()
+    of_pair = [p for p in planned if p.template and p.direction is PolicyDirection.OUT]
+    assert {(p.template.spi - 0x1000, str(p.destination)) for p in of_pair if p.template} == {
+        (number, address) for number in range(4) for address in ADDRESSES
+    }
+
+
 def test_what_nothing_fits_is_blocked_last_of_all() -> None:
     planned = list(policies.plan(USED, OUTBOUND, NODES).values())
     blocks = [policy for policy in planned if policy.action is Action.BLOCK]

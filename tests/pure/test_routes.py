@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from pellicle.datapath.programs import DOOR_HOST, DOOR_XFRM
+from pellicle.datapath.address import host_network
+from pellicle.datapath.programs import DOOR_HOST, DOOR_OVERLAY, DOOR_XFRM
 from pellicle.encryption.paths import HOLDS_SECONDS, PathMtus
 from pellicle.encryption.routes import (
     ANY_LENGTH,
@@ -21,6 +22,7 @@ from pellicle.encryption.routes import (
     OUTER_BYTES,
     RoutePlan,
     inner_mtu,
+    overlay_mtu,
     path_mtu,
 )
 from pellicle.encryption.table import EncryptRow, key_for
@@ -100,6 +102,47 @@ def test_where_nodes_are_left_alone_only_pods_are_reached_through_the_door() -> 
     rows = replace(PLAN, are_nodes_encrypted=False).routes(nodes(BOTH), LINKS, {}, {})
     unmarked = {str(r.destination) for r in rows.values() if r.table == 201}
     assert unmarked == {"10.244.2.0/24", "fd00:244:2::/64"}
+
+
+OVERLAY = replace(PLAN, is_overlay=True)
+WITH_OVERLAY = LINKS | {DOOR_OVERLAY: Link(DOOR_OVERLAY, 7, "", 1500, is_up=True)}
+
+
+def test_in_the_overlay_pods_are_reached_through_its_device_and_nodes_through_the_door() -> None:
+    rows = OVERLAY.routes(nodes(BOTH, SIX), WITH_OVERLAY, {}, {})
+    shown = {(str(r.destination), r.table, r.device, r.mtu) for r in rows.values() if r.mtu}
+    assert shown == {
+        *(("10.244.2.0/24", table, 7, 1446 - 50) for table in (200, 201)),
+        *(("fd00:244:2::/64", table, 7, 1446 - 50) for table in (200, 201)),
+        *(("10.244.3.0/24", table, 7, 1426 - 70) for table in (200, 201)),
+        *(("192.0.2.2/32", table, 5, 1446) for table in (200, 201)),
+        *(("2001:db8::2/128", table, 5, 1446) for table in (200, 201)),
+        *(("2001:db8::3/128", table, 5, 1426) for table in (200, 201)),
+    }
+    assert OVERLAY.rules() == PLAN.rules()
+
+
+def test_without_the_overlays_device_no_route_to_pods_leads_anywhere() -> None:
+    rows = OVERLAY.routes(nodes(BOTH), LINKS, {}, {})
+    assert {r.destination for r in rows.values() if r.mtu} == {
+        host_network(address) for address in BOTH.addresses
+    }
+
+
+def test_without_encryption_only_the_overlay_wants_routes() -> None:
+    clear = replace(OVERLAY, is_encrypting=False)
+    rows = clear.routes(nodes(BOTH, SIX), WITH_OVERLAY, {}, {})
+    assert {
+        (str(r.destination), r.table, r.device, r.mtu, str(r.source)) for r in rows.values()
+    } == {
+        ("10.244.2.0/24", 201, 7, 1450, "192.0.2.1"),
+        ("fd00:244:2::/64", 201, 7, 1450, "2001:db8::1"),
+        ("10.244.3.0/24", 201, 7, 1430, "192.0.2.1"),
+    }
+    assert {(rule.family, rule.table, rule.mark) for rule in clear.rules()} == {
+        (4, 201, 0), (6, 201, 0),
+    }  # fmt: skip
+    assert replace(PLAN, is_encrypting=False).rules() == {}
 
 
 def test_the_mtu_follows_the_family_outside_and_the_path() -> None:
@@ -225,3 +268,5 @@ def test_a_word_that_says_nothing_is_not_believed(address: str, mtu: int) -> Non
 @pytest.mark.parametrize("version", [4, 6])
 def test_a_hostile_router_cannot_take_the_room_of_ipv6(version: int) -> None:
     assert inner_mtu(path_mtu(68, version), version, LONGEST) >= 1280
+    carried = inner_mtu(path_mtu(68, version, is_overlay=True), version, LONGEST)
+    assert overlay_mtu(carried, version) >= 1280

@@ -50,6 +50,16 @@ def lab() -> None:
     metavar="ENGINE[,NODE=ENGINE…]",
     help="What encrypts: auto, bpf or xfrm; and on which nodes something else.",
 )
+@click.option(
+    "--routing",
+    type=click.Choice(["direct", "overlay"]),
+    help="How pods' packets go from node to node.  [default: direct]",
+)
+@click.option(
+    "--overlay",
+    type=click.Choice(["vxlan", "geneve"]),
+    help="The tunnel of the routing overlay.  [default: vxlan]",
+)
 @click.option("--mtu", default=1500, show_default=True, help="Of the wire.")
 @click.option(
     "--set",
@@ -65,6 +75,8 @@ def up(
     pods: int,
     encrypt: bool,
     engine: str,
+    routing: str | None,
+    overlay: str | None,
     mtu: int,
     settings: tuple[str, ...],
     as_json: bool,
@@ -79,6 +91,7 @@ def up(
       pellicle lab up --nodes 5 --pods 1 --mtu 9000
       pellicle lab up --no-encrypt
       pellicle lab up --engine xfrm,n2=bpf
+      pellicle lab up --routing overlay --overlay geneve
       pellicle lab up --set drain_seconds=2
     """
     with in_lab():
@@ -86,7 +99,10 @@ def up(
         from pellicle.lab.topology import Shape
 
         with as_meant():
-            shape = Shape(nodes, pods, engine, encrypt, mtu, dict(map(_setting, settings)))
+            ways = {"routing": routing, "overlay": overlay}
+            said = {name: value for name, value in ways.items() if value}
+            said |= map(_setting, settings)
+            shape = Shape(nodes, pods, engine, encrypt, mtu, said)
         state = make(
             shape.nodes,
             shape.pods,

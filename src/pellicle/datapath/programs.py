@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The six programs: loaded as one object, each on its devices, pinned to outlive the agent.
+"""The eight programs: loaded as one object, each on its devices, pinned to outlive the agent.
 
-    from_pod   ingress of every pod device       door        ingress of pellicle_net
-    from_net   ingress of the uplink             door_xfrm   egress of pellicle_xfrm
-    to_net     egress of the uplink              from_xfrm   ingress of pellicle_xfrm
+    from_pod   ingress of every pod device       door          ingress of pellicle_net
+    from_net   ingress of the uplink             door_xfrm     egress of pellicle_xfrm
+    to_net     egress of the uplink              from_xfrm     ingress of pellicle_xfrm
+                                                 to_overlay    egress of pellicle_tunnel
+                                                 from_overlay  ingress of pellicle_tunnel
 
 A new agent loads the object again over the pinned maps and swaps the programs in place.
 """
@@ -31,13 +33,14 @@ from pellicle.wire.btf import Btf
 DOOR_HOST = "pellicle_host"
 DOOR_NET = "pellicle_net"
 DOOR_XFRM = "pellicle_xfrm"
+DOOR_OVERLAY = "pellicle_tunnel"
 DOOR_MAC = "02:70:65:6c:00:01"
 """Of pellicle_host: locally administered, never seen on a wire."""
 POD_DEVICE = re.compile(r"pel[0-9a-f]{11}")
 
 PINNED_MAPS = (
     "ipcache", "cluster_cidrs", "endpoints", "encrypt", "sa_out", "sa_in", "sharers", "others",
-    "exempt", "doors",    "counts", "flows", "events", "lost_events",
+    "exempt", "remotes", "doors", "counts", "flows", "events", "lost_events",
 )  # fmt: skip
 
 _FULL_AT_ONCE = ("encrypt", "endpoints", "flows")
@@ -72,6 +75,10 @@ class Words:
     uplink_ifindex: int
     flow_interval_ms: int
     addresses: tuple[Address, ...]
+    overlay_port: int = 0
+    """0: pods are routed directly."""
+    overlay_first: int = 0
+    """The first byte of the overlay's header."""
 
 
 def object_path() -> Path:
@@ -122,6 +129,8 @@ def pack_words(btf: Btf, words: Words) -> bytes:
         monitor=int(words.is_monitoring),
         uplink_ifindex=words.uplink_ifindex,
         flow_interval_ms=words.flow_interval_ms,
+        overlay_port=words.overlay_port,
+        overlay_first=words.overlay_first,
         self4={"bytes": own.get(4, ZERO)},
         self6={"bytes": own.get(6, ZERO)},
     )
@@ -140,6 +149,8 @@ def plan(uplink: str, links: Mapping[str, Link]) -> dict[HookName, Hook]:
     put(DOOR_NET, "ingress", "door")
     put(DOOR_XFRM, "egress", "door_xfrm")
     put(DOOR_XFRM, "ingress", "from_xfrm")
+    put(DOOR_OVERLAY, "egress", "to_overlay")
+    put(DOOR_OVERLAY, "ingress", "from_overlay")
     for device in filter(POD_DEVICE.fullmatch, links):
         put(device, "ingress", "from_pod")
     return rows

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
+from pellicle.datapath.overlay import NEEDS
 from pellicle.doctor.conflicts import catching, early, sharing
 from pellicle.doctor.machine import Machine, Programs, Tried
 from pellicle.encryption.engine import Abilities, Choice, choose
@@ -72,6 +73,7 @@ def diagnose(machine: Machine) -> Diagnosis:
     found += _ipsec(tried)
     if tried.abilities.usable:
         found += _speed(machine, tried)
+    found += _overlays(tried)
     found += _others(tried)
     is_able = all(finding.mark is not Mark.WRONG for finding in found)
     choice = choose(EngineChoice.AUTO, CipherChoice.AUTO, tried.abilities) if is_able else None
@@ -163,6 +165,17 @@ def _ciphers(able: Abilities) -> Iterator[Finding]:
         module, option = _MODULES[cipher]
         advice = f"For this cipher: {option} (modprobe {module}). {_PACKAGE}"
         yield Finding(Mark.WARY, f"ESP, {cipher}", _words(lacking[cipher]), advice)
+
+
+def _overlays(tried: Tried) -> Iterator[Finding]:
+    """What the routing overlay can travel in. What lacks costs only that."""
+    able = [kind for kind, error in tried.overlays.items() if error is None]
+    if able:
+        yield Finding(Mark.WELL, "overlay", " and ".join(able))
+    for kind, error in tried.overlays.items():
+        if error is not None:
+            advice = f"Only for --routing overlay --overlay {kind}: {NEEDS[kind]}. {_PACKAGE}"
+            yield Finding(Mark.WARY, f"overlay, {kind}", _words(error), advice)
 
 
 def _speed(machine: Machine, tried: Tried) -> Iterator[Finding]:

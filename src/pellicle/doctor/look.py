@@ -10,10 +10,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from pellicle.datapath import programs
+from pellicle.datapath import overlay, programs
 from pellicle.datapath.door import FORWARDING
 from pellicle.doctor.machine import Machine, Programs, Tried, read_cpu_flags
 from pellicle.encryption import engine
+from pellicle.facts import Overlay
 from pellicle.kernel import Unsupported, netns
 from pellicle.kernel.bpf import Object, attach_tc
 from pellicle.kernel.bpf.attach import Mode, has_tcx
@@ -64,6 +65,7 @@ def _try(device: str | None) -> Tried:
         policies=policies,
         rules=rules,
         pods=pods,
+        overlays={kind: overlay.probe(kind) for kind in Overlay},
     )
 
 

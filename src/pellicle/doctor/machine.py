@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pellicle.encryption.engine import Abilities
-from pellicle.facts import Network
+from pellicle.facts import Network, Overlay
 from pellicle.kernel.bpf.attach import Mode
 from pellicle.sources.uplink import Uplink
 from pellicle.wire.netlink import Rule
@@ -46,6 +46,8 @@ class Tried:
     """Everybody's."""
     pods: tuple[Network, ...] = ()
     """Where the routes of an agent that has run here lead: pods of other nodes."""
+    overlays: Mapping[Overlay, OSError | None] = field(default_factory=dict)
+    """Why none of its devices can be made; None: they can."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,7 @@ class PathMtus:
     table: Table[Address, int]
     uplink_mtu: int
     clock: Callable[[], float]
+    is_overlay: bool = False
     _until: dict[Address, tuple[int, float]] = field(default_factory=dict)
 
     def narrow(self, peer: Address, mtu: int, nodes: Iterable[Node]) -> None:
@@ -37,7 +38,7 @@ class PathMtus:
         nothing and fills no log.
         """
         self.forget()
-        worth = path_mtu(mtu, peer.version)
+        worth = path_mtu(mtu, peer.version, is_overlay=self.is_overlay)
         if worth >= self.table.rows.get(peer, self.uplink_mtu):
             return
         if not any(peer in node.addresses for node in nodes):

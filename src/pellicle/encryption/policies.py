@@ -10,9 +10,10 @@
 
 All carry the number of our device, so that they apply to what goes through it and to nothing
 else. Prefixes are there for the kernel: it finds policies by destination, not by mark. A node's
-own addresses are reached by SA 0 only. SAs that share a state share the policies to subnets, too,
-however many peers there are. What no policy fits is dropped: the blocks are put before anything
-else, and are the last to go.
+own addresses are reached by SA 0 only; with the routing overlay by each, for what is for its pods
+goes there, too. SAs that share a state share the policies to subnets, too, however many peers
+there are. What no policy fits is dropped: the blocks are put before anything else, and are the last
+to go.
 """
 
 from __future__ import annotations
@@ -82,6 +83,7 @@ def plan(
     shared: Collection[Shared] = (),
     *,
     subnets: Collection[Network] = (),
+    is_overlay: bool = False,
 ) -> dict[PolicyKey, Policy]:
     """The blocks, for each state that is shared a policy to each subnet, and for each outbound SA
     that stands one to each prefix of its node that these do not reach.
@@ -96,7 +98,8 @@ def plan(
         rows.update((policy.key, policy) for policy in _to_subnets(each, subnets))
     for sa in sas.values():
         if sa.direction is Direction.OUT and sa.node in holders:
-            rows.update((policy.key, policy) for policy in _to(sa, holders[sa.node], subnets))
+            found = _to(sa, holders[sa.node], subnets, is_overlay=is_overlay)
+            rows.update((policy.key, policy) for policy in found)
     return rows
 
 
@@ -149,9 +152,9 @@ def _always() -> Iterable[Policy]:
         )
 
 
-def _to(sa: Sa, node: Node, subnets: Collection[Network]) -> Iterable[Policy]:
-    prefixes: list[Network] = list(node.pod_cidrs)
-    if sa.number == NODE_SA:
+def _to(sa: Sa, node: Node, subnets: Collection[Network], *, is_overlay: bool) -> Iterable[Policy]:
+    prefixes: list[Network] = [] if is_overlay else list(node.pod_cidrs)
+    if is_overlay or sa.number == NODE_SA:
         prefixes += map(host_network, node.addresses)
     by = shared_by(sa)
     if by is None:

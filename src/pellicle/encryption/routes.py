@@ -17,8 +17,13 @@ Routes lead to the door of this node's engine: pellicle_xfrm or pellicle_host. W
 they lead to pellicle_xfrm still, for peers that are sent to on an old pair of the kernel's: that
 door hands over what is the other's, but not the other way round.
 
-The MTU is what the engine leaves of the uplink's: the stack then fragments, or answers with
-ICMP, as it would for any narrow link.
+With the routing overlay, those to pods lead to pellicle_tunnel, whose packets have the mark 0xe00
+and take the route to the node. Without encryption they are there, too, but in table 201 only:
+
+    table 201   10.244.2.0/24 dev pellicle_tunnel mtu 1450 src 192.168.1.2
+
+The MTU is what engine and overlay leave of the uplink's: the stack then fragments, or answers
+with ICMP, as it would for any narrow link.
 """
 
 from __future__ import annotations
@@ -28,7 +33,7 @@ from dataclasses import dataclass
 from ipaddress import ip_network
 
 from pellicle.datapath.address import gateway, host_network
-from pellicle.datapath.programs import DOOR_HOST, DOOR_XFRM
+from pellicle.datapath.programs import DOOR_HOST, DOOR_OVERLAY, DOOR_XFRM
 from pellicle.encryption.table import EncryptKey, EncryptRow, key_for
 from pellicle.facts import Address, Engine, Link, Network, Node, NodeName
 from pellicle.kernel.netlink import Netlink
@@ -42,6 +47,8 @@ LAST_RESORT = 0x7FFFFFFF
 ESP_BYTES = 8 + 8 + 16
 """SPI and sequence number, IV, ICV: RFC 4303 §2, RFC 7634 §2."""
 OUTER_BYTES = {4: 20, 6: 40}
+OVERLAY_BYTES = 8 + 8 + 14
+"""UDP, VXLAN or Geneve without options, Ethernet: RFC 7348 §5, RFC 8926 §3."""
 IPV6_MINIMUM = 1280
 """RFC 8200 §5: every link must carry this."""
 ANY_LENGTH = 65535
@@ -66,9 +73,15 @@ def inner_mtu(uplink_mtu: int, version: int, longest: int) -> int:
     return min(room, longest)
 
 
-def path_mtu(named: int, version: int) -> int:
+def overlay_mtu(carried: int, version: int) -> int:
+    """The longest IP packet in an overlay packet of at most `carried`, of IP `version`."""
+    return carried - OUTER_BYTES[version] - OVERLAY_BYTES
+
+
+def path_mtu(named: int, version: int, *, is_overlay: bool = False) -> int:
     """What a router's word is worth: never so little that an IPv6 packet inside had no room."""
-    return max(named, IPV6_MINIMUM + OUTER_BYTES[version] + ESP_BYTES + 4)
+    least = IPV6_MINIMUM + OUTER_BYTES[version] + ESP_BYTES + 4
+    return max(named, least + is_overlay * (OUTER_BYTES[version] + OVERLAY_BYTES))
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,17 +97,17 @@ class RoutePlan:
     """The engine seals no more, whatever the uplink could carry."""
     are_nodes_encrypted: bool
     """Also what nodes say to each other."""
+    is_overlay: bool = False
+    is_encrypting: bool = True
 
     def rules(self) -> dict[Rule, Rule]:
         marked, unmarked = tables_of(self.table)
-        rows = [
-            rule
-            for version in (4, 6)
-            for rule in (
-                Rule(version, POD_PRIORITY, marked, MARK_ENCRYPT, MARK_MASK),
-                Rule(version, NODE_PRIORITY, unmarked, 0, MARK_MASK),
-            )
-        ]
+        rows = []
+        for version in (4, 6):
+            if self.is_encrypting:
+                rows.append(Rule(version, POD_PRIORITY, marked, MARK_ENCRYPT, MARK_MASK))
+            if self.is_encrypting or self.is_overlay:
+                rows.append(Rule(version, NODE_PRIORITY, unmarked, 0, MARK_MASK))
         return {rule: rule for rule in rows}
 
     def routes(
@@ -110,25 +123,25 @@ class RoutePlan:
         `paths`: MTU that routers between the nodes have named, by the peer's outer address.
         `encrypt`: what peers are sent to with now.
         """
-        routes = [
-            Route(default, table=self.table, kind=RouteKind.BLACKHOLE, metric=LAST_RESORT)
-            for default in DEFAULTS
-        ]
+        routes: list[Route] = []
         uplink, own = links.get(self.uplink), nodes.get(self.local)
+        if self.is_encrypting:
+            routes.extend(self._nowhere())
         if uplink is None or own is None:
             return {route.key: route for route in routes}
-        routes.extend(self._back(own))
+        if self.is_encrypting:
+            routes.extend(self._back(own))
         for node in nodes.values():
-            if node.name == own.name:
-                continue
             outer = outer_addresses(own.addresses, node.addresses, self.outer_family)
-            door = links.get(self._door(node, encrypt))
-            if outer is not None and door is not None and door.is_up:
-                path = min(uplink.mtu, paths.get(outer[1], uplink.mtu))
-                longest = min(self.longest, node.longest or self.longest)
-                mtu = inner_mtu(path, outer[1].version, longest)
-                routes.extend(self._to(node, own, door.index, mtu))
+            if node.name != own.name and outer is not None:
+                mtu = min(uplink.mtu, paths.get(outer[1], uplink.mtu))
+                door = links.get(self._door(node, encrypt))
+                routes.extend(self._to(node, own, door, links.get(DOOR_OVERLAY), outer[1], mtu))
         return {route.key: route for route in routes}
+
+    def _nowhere(self) -> Iterable[Route]:
+        for default in DEFAULTS:
+            yield Route(default, table=self.table, kind=RouteKind.BLACKHOLE, metric=LAST_RESORT)
 
     def _door(self, node: Node, encrypt: Mapping[EncryptKey, EncryptRow]) -> str:
         row = encrypt.get(key_for(node)) if node.addresses else None
@@ -143,20 +156,49 @@ class RoutePlan:
         for cidr in own.pod_cidrs:
             yield Route(cidr, table=self.table, kind=RouteKind.THROW)
 
-    def _to(self, node: Node, own: Node, door: int, mtu: int) -> Iterable[Route]:
+    def _to(
+        self,
+        node: Node,
+        own: Node,
+        door: Link | None,
+        overlay: Link | None,
+        outer: Address,
+        mtu: int,
+    ) -> Iterable[Route]:
+        """To the node and its pods. `mtu`: of the path to its address `outer`."""
+        if self.is_encrypting:
+            mtu = inner_mtu(mtu, outer.version, min(self.longest, node.longest or self.longest))
+            if door is not None and door.is_up:
+                yield from self._to_node(node, own, door.index, mtu)
+        if self.is_overlay:
+            door, mtu = overlay, overlay_mtu(mtu, outer.version)
+        if door is not None and door.is_up:
+            yield from self._to_pods(node, own, door.index, mtu)
+
+    def _to_pods(self, node: Node, own: Node, door: int, mtu: int) -> Iterable[Route]:
         marked, unmarked = tables_of(self.table)
-        # Who answers from a socket without an address answers from the one that was asked.
-        sources = {cidr.version: gateway(cidr) for cidr in reversed(own.pod_cidrs)}
-        sources |= {address.version: address for address in own.addresses}
+        sources = _sources(own)
         for cidr in node.pod_cidrs:
+            if self.is_encrypting:
+                yield Route(cidr, door, table=marked, mtu=mtu)
             source = sources.get(cidr.version)
-            yield Route(cidr, door, table=marked, mtu=mtu)
             yield Route(cidr, door, source=source, table=unmarked, mtu=mtu)
+
+    def _to_node(self, node: Node, own: Node, door: int, mtu: int) -> Iterable[Route]:
+        marked, unmarked = tables_of(self.table)
+        sources = _sources(own)
         for address in node.addresses:
             yield Route(host_network(address), door, table=marked, mtu=mtu)
             if self.are_nodes_encrypted:
                 source = sources.get(address.version)
                 yield Route(host_network(address), door, source=source, table=unmarked, mtu=mtu)
+
+
+def _sources(own: Node) -> dict[int, Address]:
+    """Who answers from a socket without an address answers from the one that was asked."""
+    sources: dict[int, Address] = {c.version: gateway(c) for c in reversed(own.pod_cidrs)}
+    sources.update((address.version, address) for address in own.addresses)
+    return sources
 
 
 class RouteTarget:

@@ -207,6 +207,21 @@ WORDS: Final[Mapping[str, Words]] = MappingProxyType(
             "A peer of a subnet left, or its SAs were replaced, while this was encrypted. If it "
             "lasts, rows of the map `sharers` are missing: the next refresh puts them again.",
         ),
+        "DROP_FORGED_OVERLAY": Words(
+            "not from a node's overlay",
+            "Something else than a node's overlay sent to the overlay's UDP port of a node: a pod, "
+            "a process, or somebody on the wire. A tunnel of your own needs another port.",
+        ),
+        "DROP_WRONG_IDENTITY": Words(
+            "the overlay names another identity",
+            "The packet's VNI is not the identity that its source has here: a pod's labels have "
+            "just changed, or a node is compromised.",
+        ),
+        "DROP_WRONG_ROUTING": Words(
+            "past the overlay",
+            "A node sent a pod's packet without the overlay that this one is set to: all nodes "
+            "must have the same `routing` and `overlay`.",
+        ),
     }
 )  # fmt: skip
 

@@ -87,6 +87,10 @@ class Netlink(NetlinkSocket):
         """Makes an xfrm interface; EEXIST when its name or its if_id is taken."""
         self.ask(links.add_xfrm(name, if_id, link))
 
+    def add_overlay(self, name: str, kind: str, port: int) -> None:
+        """Makes a vxlan or geneve device without peers; EEXIST when its name or port is taken."""
+        self.ask(links.add_overlay(name, kind, port))
+
     def change_link(
         self,
         index: int,

@@ -17,6 +17,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Final, TypeVar
 
+from pellicle.config import Routing
 from pellicle.kernel import netns
 from pellicle.kernel.bpf import ensure_bpffs
 from pellicle.lab import agents, cabling, engines, pods, processes, state
@@ -232,8 +233,8 @@ def _make(shape: Shape, progress: Progress) -> None:
     _each(agents.start, nodes)
     # Not yet the pods' addresses: an agent may have lost them, and gets them back below.
     agents.wait_ready(nodes, shape, state.node_addresses())
-    if before is not None and before.mtu != shape.mtu:
-        progress("the wire has another MTU: the pods are made anew")
+    if before is not None and _mtu_of(before) != _mtu_of(shape):
+        progress("pods have another MTU now: they are made anew")
         _each(pods.unplug, state.standing_pods())
     _fit_pods(nodes, shape, progress)
     agents.wait_ready(nodes, shape, state.standing_addresses())
@@ -256,6 +257,11 @@ def _fit_pods(nodes: Sequence[LabNode], shape: Shape, progress: Progress) -> Non
         progress(f"plugging in {count} pods")
     # One after the other on a node: the first gets the first address.
     _each(_replug, missing.values())
+
+
+def _mtu_of(shape: Shape) -> tuple[int, Any]:
+    """What decides on the MTU that pods are plugged in with."""
+    return shape.mtu, shape.settings.get("routing", Routing.DIRECT)
 
 
 def _replug(missing: Sequence[LabPod]) -> None:

@@ -64,6 +64,8 @@ class Datapath(msgspec.Struct, frozen=True):
     attach: str = ""
     uplink: str = ""
     mtu: Mtu = Mtu()
+    routing: str = ""
+    overlay: str | None = None
 
 
 class Peer(msgspec.Struct, frozen=True):

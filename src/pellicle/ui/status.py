@@ -93,6 +93,7 @@ def _facts(answer: Status) -> RenderableType:
         ("audit", _audit(answer)),
         ("identity", f"{answer.svid.id} until {answer.svid.until}" if answer.svid else ""),
         ("uplink", f"{path.uplink}, {path.attach}" if path.uplink else ""),
+        ("routing", f"overlay: pods' packets travel in {path.overlay}" if path.overlay else ""),
         ("pod MTU", ", ".join(f"{size} {family}" for size, family in sizes if size)),
         ("pods here", str(answer.endpoints)),
         ("agent", answer.version),

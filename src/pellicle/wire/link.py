@@ -43,6 +43,15 @@ _IFLA_OPERSTATE, _IF_OPER_UNKNOWN, _IF_OPER_UP = 16, 0, 6
 _IFLA_LINKINFO, _IFLA_IFALIAS, _IFLA_AF_SPEC, _IFLA_NET_NS_FD = 18, 20, 26, 28
 _IFLA_INFO_KIND, _IFLA_INFO_DATA, _VETH_INFO_PEER = 1, 2, 1
 _IFLA_XFRM_LINK, _IFLA_XFRM_IF_ID = 1, 2
+_IFLA_VXLAN_ID, _IFLA_VXLAN_LEARNING, _IFLA_VXLAN_PORT, _IFLA_VXLAN_COLLECT_METADATA = 1, 7, 15, 25
+_IFLA_GENEVE_PORT, _IFLA_GENEVE_COLLECT_METADATA = 5, 6
+_OVERLAY_PORT = {"vxlan": _IFLA_VXLAN_PORT, "geneve": _IFLA_GENEVE_PORT}
+_COLLECT_METADATA = {
+    "vxlan": _IFLA_VXLAN_COLLECT_METADATA,
+    "geneve": _IFLA_GENEVE_COLLECT_METADATA,
+}
+_OF_INTEREST = {"xfrm", *_OVERLAY_PORT}
+"""Devices of which more is read than all have."""
 _IFLA_INET6_ADDR_GEN_MODE, _ADDR_GEN_NONE = 8, 1
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS = 1, 2, 8
 _IFA_F_NODAD, _IFA_F_NOPREFIXROUTE = 0x02, 0x200
@@ -73,6 +82,8 @@ class LinkInfo:
     """For an xfrm interface: what its states and policies carry."""
     link: int = 0
     """For an xfrm interface: the ifindex of the device below."""
+    overlay_port: int = 0
+    """For a VXLAN or Geneve device that is told for each packet where to send it: its UDP port."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +122,20 @@ def add_xfrm(name: str, if_id: int, link: int) -> Request:
     """Makes an xfrm interface above `link`, for states and policies with this `if_id`."""
     data = nested(_IFLA_INFO_DATA, u32(_IFLA_XFRM_LINK, link), u32(_IFLA_XFRM_IF_ID, if_id))
     info = nested(_IFLA_LINKINFO, text(_IFLA_INFO_KIND, "xfrm"), data)
+    body = _LINK.pack(0, 0, 0, 0, 0) + text(_IFLA_IFNAME, name) + info
+    return Request(RTM_NEWLINK, CREATE | EXCLUSIVE, body)
+
+
+def add_overlay(name: str, kind: str, port: int) -> Request:
+    """Makes a vxlan or geneve device that is told for each packet where to send it, and as what."""
+    said = b"\1" if kind == "vxlan" else b""  # Geneve has it as an attribute without content
+    parts = [
+        attribute(_OVERLAY_PORT[kind], port.to_bytes(2)),
+        attribute(_COLLECT_METADATA[kind], said),
+    ]
+    if kind == "vxlan":
+        parts += [u32(_IFLA_VXLAN_ID, 0), u8(_IFLA_VXLAN_LEARNING, 0)]
+    info = nested(_IFLA_LINKINFO, text(_IFLA_INFO_KIND, kind), nested(_IFLA_INFO_DATA, *parts))
     body = _LINK.pack(0, 0, 0, 0, 0) + text(_IFLA_IFNAME, name) + info
     return Request(RTM_NEWLINK, CREATE | EXCLUSIVE, body)
 
@@ -167,7 +192,7 @@ def read_link(reply: Reply) -> LinkInfo:
     found = attributes(reply.body, _LINK.size)
     info = attributes(found.get(_IFLA_LINKINFO, b""))
     kind = read_text(info, _IFLA_INFO_KIND)
-    xfrm = attributes(info.get(_IFLA_INFO_DATA, b"")) if kind == "xfrm" else {}
+    data = attributes(info.get(_IFLA_INFO_DATA, b"")) if kind in _OF_INTEREST else {}
     return LinkInfo(
         index=index,
         name=read_text(found, _IFLA_IFNAME),
@@ -180,8 +205,9 @@ def read_link(reply: Reply) -> LinkInfo:
         peer=read_u32(found, _IFLA_LINK) if kind == "veth" else 0,
         master=read_u32(found, _IFLA_MASTER),
         alias=read_text(found, _IFLA_IFALIAS),
-        if_id=read_u32(xfrm, _IFLA_XFRM_IF_ID),
-        link=read_u32(xfrm, _IFLA_XFRM_LINK),
+        if_id=read_u32(data, _IFLA_XFRM_IF_ID) if kind == "xfrm" else 0,
+        link=read_u32(data, _IFLA_XFRM_LINK) if kind == "xfrm" else 0,
+        overlay_port=_overlay_port(kind, data),
     )
 
 
@@ -214,6 +240,12 @@ def read_address(reply: Reply) -> LinkAddress | None:
     if size == 4:
         return LinkAddress(index, IPv4Interface((IPv4Address(packed), bits)))
     return LinkAddress(index, IPv6Interface((IPv6Address(packed), bits)))
+
+
+def _overlay_port(kind: str, data: dict[int, bytes]) -> int:
+    if kind not in _OVERLAY_PORT or data.get(_COLLECT_METADATA[kind], b"\0") == b"\0":
+        return 0
+    return int.from_bytes(data.get(_OVERLAY_PORT[kind], b""))
 
 
 def _is_running(flags: int, found: dict[int, bytes], kind: str) -> bool:
