@@ -169,6 +169,8 @@ class Case:
     """Under which name; by engine, where it is the kernel's to refuse."""
     wear: Wear = udp
     at: LabNode | Mapping[str, LabNode] = N1
+    whose: LabNode = N1
+    """Engine, where that makes a difference."""
     mark: int = 0
     device: str = ""
     """That the socket is bound to."""
@@ -305,7 +307,7 @@ OBEYED = (
     pod("a pod's, by way of its node", "n1/p1", "n1", STACK, wear=by_way_of,
         heard="n2/p1"),
     pod("a pod's, by way of another node", "n1/p1", "n2", kernels("XfrmInNoPols", SPOOFED_SOURCE),
-        at={"bpf": N3, "xfrm": N2}, wear=partial(by_way_of, to="n3/p1")),
+        at={"bpf": N3, "xfrm": N2}, whose=N2, wear=partial(by_way_of, to="n3/p1")),
 )  # fmt: skip
 """Where nodes go the ways that packets ask for."""
 HONEST = (
@@ -345,7 +347,7 @@ class Stage:
 
     def __init__(self, stack: ExitStack, family: int) -> None:
         self.family = family
-        self.engine = of(N1).name
+        self.engines = {node: of(node).name for node in NODES}
         self._ears = {where: stack.enter_context(Ear(where)) for where in EARS}
         self._caught: list[bytes] = []
         self.sniffer = stack.enter_context(Sniffer(markers=[MARKER], watch=self._catch))
@@ -442,8 +444,9 @@ def test_no_detour_leads_past_the_keys(stage: Stage, case: Case) -> None:
 
 
 def play(stage: Stage, case: Case) -> None:
-    name = case.refused if isinstance(case.refused, str) else case.refused[stage.engine]
-    node = case.at if isinstance(case.at, LabNode) else case.at[stage.engine]
+    engine = stage.engines[case.whose]
+    name = case.refused if isinstance(case.refused, str) else case.refused[engine]
+    node = case.at if isinstance(case.at, LabNode) else case.at[engine]
     before = stage.drops()
     marks = Counter({flow: number for (flow, _), number in stage.sniffer.marks().items()})
     words = stage.send(case)
