@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: (BSD-2-Clause OR GPL-2.0-only)
 /* Cleartext at the uplink: who may say what to whom across it. */
 #pragma once
+#include "encrypt.h"
 #include "link.h"
 #include "overlay.h"
-#include "peer.h"
 
 /* The rule by which nodes may say this to each other in the clear, or 0.  Of fragments only the first
  * has ports, so none is exempt by them.
@@ -12,10 +12,8 @@ static __always_inline __u32 exempt_find(const struct packet *p)
 {
 	struct exempt_key key = { .protocol = p->protocol };
 	struct exempt_row *row = bpf_map_lookup_elem(&exempt, &key);
-	int has_ports = p->protocol == IPPROTO_TCP || p->protocol == IPPROTO_UDP ||
-			p->protocol == IPPROTO_SCTP;
 
-	if (!row && has_ports && !p->is_fragment) {
+	if (!row && has_ports(p) && !p->is_fragment) {
 		key.port = p->destination_port;
 		row = bpf_map_lookup_elem(&exempt, &key);
 		if (!row) {
@@ -81,15 +79,31 @@ static __always_inline int is_routers_word(const struct packet *p)
 	return is_icmp_error(p) && !peer_find(&p->source) && addr_is_node(&p->source);
 }
 
-/* What becomes of cleartext between `there`, beyond the uplink, and `here`: `drop` if a pod or a node
- * is there, and this node or its pod here.  REASON_NONE: it is nobody's business.
- */
-static __always_inline int border_judge(struct scratch *s, const struct addr *there,
-					const struct addr *here, int drop)
+/* The same, but for what policies let pass. */
+static __always_inline int border_members(struct scratch *s, const struct addr *there,
+					  const struct addr *here, int drop)
 {
 	if (!addr_is_node(there))
 		return peer_find(there) || cluster_has(there) ? drop : REASON_NONE;
 	if (addr_is_node(here))
 		return border_between_nodes(s, drop);
 	return cluster_has(here) || peer_find(here) ? drop : REASON_NONE;
+}
+
+/* What becomes of cleartext between `there`, beyond the uplink, and `here`: `drop` if a pod or a node
+ * is there, and this node or its pod here, and no policy lets it pass.  REASON_NONE: it is nobody's
+ * business.
+ */
+static __always_inline int border_judge(struct scratch *s, const struct addr *there,
+					const struct addr *here, int drop)
+{
+	int reason = border_members(s, there, here, drop);
+	const struct packet *p = &s->packet;
+
+	if (reason != drop || is_overlay(p))
+		return reason;
+	if (is_exempt(s, policy_find(p, group_of(there), group_of(here)),
+		      addr_is_node(there) && addr_is_node(here)))
+		return CLEAR_EXEMPT;
+	return drop;
 }

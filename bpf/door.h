@@ -69,8 +69,9 @@ static __always_inline int door_choose(struct __sk_buff *skb, struct scratch *s)
 {
 	struct packet *p = &s->packet;
 	struct encrypt_row *row;
+	struct policy *policy;
 	struct peer *peer;
-	int reason = door_enter(skb, s);
+	int reason = door_enter(skb, s), is_between_nodes;
 
 	if (reason)
 		return reason;
@@ -81,12 +82,16 @@ static __always_inline int door_choose(struct __sk_buff *skb, struct scratch *s)
 		return DROP_UNKNOWN_PEER;
 	if (is_own_probe(s))
 		return door_probe(skb, s);
-	if (peer->flags & PEER_NODE && addr_is_node(&p->source) && !s->is_overlay) {
+	is_between_nodes = peer->flags & PEER_NODE && addr_is_node(&p->source) && !s->is_overlay;
+	if (is_between_nodes) {
 		s->rule = exempt_find(p);
 		if (s->rule)
 			return CLEAR_EXEMPT;
 	}
-	row = encrypt_find(&peer->node);
+	policy = policy_find(p, group_of(&p->source), peer->group);
+	if (is_exempt(s, policy, is_between_nodes))
+		return CLEAR_EXEMPT;
+	row = encrypt_find(s, policy, &peer->node);
 	if (!row)
 		return DROP_NO_KEY;
 	s->pair = row->pair;

@@ -22,11 +22,18 @@ static __always_inline int may_be_esp(const struct packet *p)
 }
 
 /* No peer: a neighbour, the world, or a cluster address that may appear at any moment. */
-static __always_inline int from_pod_unknown(const struct packet *p)
+static __always_inline int from_pod_unknown(struct scratch *s)
 {
-	if (!cluster_has(&p->destination))
+	struct packet *p = &s->packet;
+	struct cidr_row *cidr = cluster_find(&p->destination);
+
+	if (!cidr)
 		return CLEAR_WORLD;
-	return is_neighbour_discovery(p) ? CLEAR_LINK : DROP_UNKNOWN_PEER;
+	if (is_neighbour_discovery(p))
+		return CLEAR_LINK;
+	if (is_exempt(s, policy_find(p, group_of(&p->source), cidr->group), 0))
+		return CLEAR_EXEMPT;
+	return DROP_UNKNOWN_PEER;
 }
 
 /* What has no key goes in the clear then, but in an overlay packet all the same: the door sees to both. */
@@ -36,9 +43,11 @@ static __always_inline int may_pass_in_overlay(void)
 }
 
 /* REASON_NONE: the door takes it from here and reports it. */
-static __always_inline int from_pod_judge(struct __sk_buff *skb, const struct packet *p)
+static __always_inline int from_pod_judge(struct __sk_buff *skb, struct scratch *s)
 {
+	struct packet *p = &s->packet;
 	int is_own = is_own_address(skb, &p->source);
+	struct policy *policy;
 	struct peer *peer;
 
 	if (addr_is_link(&p->destination) &&
@@ -52,12 +61,15 @@ static __always_inline int from_pod_judge(struct __sk_buff *skb, const struct pa
 	if (!config.encrypt)
 		return CLEAR_DISABLED;
 	if (!peer)
-		return from_pod_unknown(p);
+		return from_pod_unknown(s);
 	if (peer->flags & PEER_NODE && may_be_esp(p))
 		return DROP_POD_ESP;
 	if (peer->flags & PEER_LOCAL)
 		return CLEAR_LOCAL;
-	if (!encrypt_find(&peer->node) && !may_pass_in_overlay())
+	policy = policy_find(p, group_of(&p->source), peer->group);
+	if (is_exempt(s, policy, 0))
+		return CLEAR_EXEMPT;
+	if (!encrypt_find(s, policy, &peer->node) && !may_pass_in_overlay())
 		return DROP_NO_KEY;
 	skb->mark = MARK_ENCRYPT; /* and no more: kube-proxy drops or masquerades by 0x8000, 0x4000 */
 	return REASON_NONE;
@@ -77,13 +89,13 @@ int from_pod(struct __sk_buff *skb)
 	if (p->start != ETH_HLEN || skb->vlan_present)
 		reason = DROP_NOT_IP; /* tagged: no pod is on a VLAN */
 	else if (!reason)
-		reason = from_pod_judge(skb, p);
+		reason = from_pod_judge(skb, s);
 	else if (reason == DROP_NOT_IP && p->ethertype == swap16(ETH_P_ARP))
 		reason = CLEAR_LINK;
 	if (!reason)
 		return TC_ACT_OK;
 	action = verdict(skb, HOOK_FROM_POD, reason);
-	if (reason >= DROP_FIRST && action == TC_ACT_OK)
+	if (reason == CLEAR_EXEMPT || (reason >= DROP_FIRST && action == TC_ACT_OK))
 		skb->mark = MARK_OUT; /* past the door, and to_net need not report it again */
 	return action;
 }

@@ -57,7 +57,7 @@ enum reason {
 	CLEAR_WORLD,		/* not a cluster address: Pellicle does not encrypt it */
 	CLEAR_DISABLED,		/* encryption is off */
 	CLEAR_LINK,		/* ARP, neighbour discovery, link-local: never leaves the link */
-	CLEAR_EXEMPT,		/* between nodes, and the configuration says that it may */
+	CLEAR_EXEMPT,		/* the configuration or a policy says that it may */
 	/* forwarded encrypted */
 	SEALED,
 	OPENED,
@@ -120,6 +120,7 @@ struct peer {
 	__u32 identity;
 	__u32 flags;
 	struct addr node;	/* the primary address of the node that holds it */
+	__u64 group;		/* for encryption policies; 0: none names it */
 };
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -136,7 +137,11 @@ struct cidr {
 	__u32 prefixlen;	/* of the 128-bit form: IPv4 /16 is 112 */
 	struct addr addr;	/* right behind it: the trie would compare padding too */
 } __attribute__((packed));
-struct cidr_row { __u32 flags; };
+struct cidr_row {
+	__u32 flags;
+	__u32 pad;
+	__u64 group;		/* of addresses that the ipcache does not know */
+};
 struct {
 	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
@@ -159,12 +164,43 @@ struct {
 	__type(value, struct endpoint);
 } endpoints SEC(".maps");
 
+/* --- whether, and with whose keys: encryption policies, resolved for each two groups -------------- */
+enum policy_action { POLICY_EXEMPT = 1, POLICY_ENCRYPT, POLICY_OWN_KEYS /* the stricter, the higher */ };
+struct policy { __u32 rule; /* names it in reports; 0: none says so */ __u32 action; };
+struct policy_key { __u64 groups[2]; /* the lesser first: answers go like what they answer */ };
+struct policy_row {
+	struct policy rest;
+	struct policy fragments;	/* they have no ports */
+	__u64 ports;			/* a list of ports that are treated apart; 0: none */
+};
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 1048576);
+	__type(key, struct policy_key);
+	__type(value, struct policy_row);
+} policies SEC(".maps");
+
+struct policy_port_key {
+	__u64 ports;
+	__be16 port;		/* of either end */
+	__u8 protocol;
+	__u8 pad[5];
+};
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 262144);
+	__type(key, struct policy_port_key);
+	__type(value, struct policy);
+} policy_ports SEC(".maps");
+
 /* --- how: the encryption table -> a pair of offers, that is a set of SAs ------------------------ */
 enum engine { ENGINE_BPF = 1, ENGINE_XFRM };
 enum cipher { CIPHER_CHACHA20_POLY1305 = 1, CIPHER_AES_128_GCM, CIPHER_AES_256_GCM };
 struct encrypt_key {
-	__u32 source_identity;	/* 0: any */
-	__u32 destination_identity; /* 0: any */
+	__u32 context;		/* 0: all traffic, else the policy that wants keys of its own */
+	__u32 pad;
 	struct addr node;	/* the peer's primary address */
 };
 struct encrypt_row {
@@ -200,7 +236,7 @@ struct sa_out {
 	__u32 engine;		/* enum engine */
 	__u32 mark;		/* slot and number: of packets that the kernel encrypts with this SA */
 	__u32 cipher;		/* enum cipher */
-	__u32 pad;
+	__u32 context;		/* as in encrypt_key */
 };
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -231,6 +267,8 @@ struct sa_in {
 	__u32 peer_epoch;
 	__u32 mark;		/* slot: of ESP that the kernel decrypts with this SA */
 	__u32 cipher;		/* enum cipher */
+	__u32 context;		/* as in encrypt_key */
+	__u32 pad;
 };
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -387,5 +425,5 @@ enum exported {
 struct exported_enums { enum exported exported; enum reason reason; enum hook hook; enum peer_flags peer_flags;
 	enum cidr_flags cidr_flags;
 	enum probe_kind probe_kind; enum event_kind event_kind; enum engine engine;
-	enum cipher cipher; };
+	enum cipher cipher; enum policy_action policy_action; };
 struct exported_rows { struct probe probe; struct event event; };

@@ -22,7 +22,7 @@ from pellicle import derived, exemptions, logs, scrape
 from pellicle.answers import answers
 from pellicle.audit import Audit, wall
 from pellicle.config import Attach, AuditMode, Config
-from pellicle.datapath import endpoints, exempt, ipcache, overlay, programs
+from pellicle.datapath import endpoints, exempt, ipcache, overlay, policy, programs
 from pellicle.datapath.door import DoorsTarget, DoorTarget
 from pellicle.datapath.overlay import OverlayTarget
 from pellicle.datapath.programs import ProgramTarget, Words
@@ -60,6 +60,7 @@ from pellicle.keys.secret import SecretError
 from pellicle.metrics import Metrics
 from pellicle.plans import derive
 from pellicle.pods import PodPorts
+from pellicle.policies import Policies
 from pellicle.serve import CallError, Request, listen, serve
 from pellicle.sight import Sight
 from pellicle.sources import systemd, uplink
@@ -100,7 +101,9 @@ class Agent:
         self._keys = self._make_keys() if config.enable_encrypt_l3 else None
         self._socket = listen(config.run_dir / "agent.sock")
         self._bpf = self._load()
-        self._decoder = Decoder.of(self._bpf.btf, exemptions.names(config.exempt))
+        self._rules = dict(exemptions.names(config.exempt))
+        """What people call them; those that are no more, too."""
+        self._decoder = Decoder.of(self._bpf.btf, self._rules)
         sealed = self._bpf.btf.enum("exported")["EXPORT_LONGEST"]
         self._longest = sealed if self._choice.engine is Engine.BPF else ANY_LENGTH
         self._directory = Directory(config.directory, config.refresh_seconds)
@@ -126,6 +129,7 @@ class Agent:
         self._sight = self._make_sight()
         self._sight.trail = AuditTrail(config.state_dir / "audit", wall)
         self._audit = Audit(self._sight, self._sight.trail)
+        self._policies = Policies(self._tables, self._name, has_own_keys=not config.are_keys_manual)
         self._events = Events(
             self._bpf, self._decoder, self._sight.history, self._tables.names, self._take
         )
@@ -147,6 +151,10 @@ class Agent:
         cidrs = _configured_cidrs(config)
         of_cluster = derived.of_cluster(t, self._name, self._uplink.name, cidrs)
         yield from map(derive, of_cluster)
+        has_own = not config.are_keys_manual
+        yield from map(derive, derived.of_policies(t, self._name, has_own_keys=has_own))
+        self._reconciler(t.policy_ports, policy.ports_target(self._bpf), t.policy_ports_up)
+        self._reconciler(t.policy_rows, policy.target(self._bpf), t.policy_rows_up)
         self._reconciler(t.doors, DoorsTarget(self._bpf), t.doors_up)
         self._reconciler(t.door, DoorTarget(self._netlink, self._uplink.name), t.door_up)
         self._reconciler(t.pods, endpoints.target(self._bpf), t.pods_up)
@@ -203,7 +211,7 @@ class Agent:
         else:
             t.routes.replace({})
         if self._keys is None:
-            for table in (t.sas, t.sends, t.peers):
+            for table in (t.sas, t.sends, t.own_sends, t.peers):
                 table.replace({})
             self._publish(())
             return
@@ -240,6 +248,10 @@ class Agent:
             )
             self._tables.nodes.replace(world.nodes)
             self._tables.endpoints.replace(world.endpoints)
+            self._rules.update(
+                (each.number, f"policy {each.name}") for each in world.policies.values()
+            )
+            self._tables.encryption_policies.replace(world.policies)
             self._news.set()
             if not is_adopted:
                 known = [*world.endpoints.values(), *(each.endpoint for each in world.pending)]
@@ -324,6 +336,7 @@ class Agent:
         of_keys = self._keys.answers() if self._keys else NO_KEYS
         own = {
             **self._audit.answers(),
+            **self._policies.answers(),
             "metrics": self._metrics.answer,
             "cni": self._answer_cni,
         }
@@ -355,6 +368,7 @@ class Agent:
         if self._keys is not None:
             yield from self._keys.problems()
         yield from self._audit.problems()
+        yield from self._policies.problems()
         if self._tables.nodes.listed and self._name not in self._tables.nodes.rows:
             yield f"the record of this node, {self._name}, is not in force: see what is rejected"
 

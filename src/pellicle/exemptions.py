@@ -15,6 +15,7 @@ from types import MappingProxyType
 from typing import Final
 from zlib import crc32
 
+from pellicle.facts import Ports
 from pellicle.values import FieldError, shown, word
 
 DEFAULT_EXEMPTIONS: Final = (
@@ -31,6 +32,7 @@ NOTHING: Final = "none"
 WITH_PORTS: Final[Mapping[str, int]] = MappingProxyType({"tcp": 6, "udp": 17, "sctp": 132})
 _PROTOCOLS: Final = MappingProxyType({**WITH_PORTS, "icmp": 1, "icmpv6": 58, "gre": 47, "ospf": 89})
 _FORM = re.compile(r"([^=]+)=([a-z0-9]+)(?:/([0-9]{1,5})(?:-([0-9]{1,5}))?)?")
+_PORTS = re.compile(r"([a-z]+)/([0-9]{1,5})(?:-([0-9]{1,5}))?")
 _ESP = 50
 LAST_PORT, MOST_PORTS = 65535, 1024
 LONGEST_NAME = 63
@@ -83,12 +85,33 @@ def exemption(field: str, text: str) -> Exemption:
         return Exemption(name, number)
     if number not in WITH_PORTS.values():
         raise FieldError(field, f"{said} has no ports: leave /{first} away")
-    ports = int(first), int(last or first)
-    if not 1 <= ports[0] <= ports[1] <= LAST_PORT:
+    return Exemption(name, number, _range(field, text, int(first), int(last or first)))
+
+
+def ports(field: str, text: str) -> Ports:
+    """From tcp/443 or udp/8000-8010; FieldError says what is wrong with it."""
+    matched = _PORTS.fullmatch(text)
+    if matched is None:
+        raise FieldError(field, f"{shown(text)} is not of the form tcp/443 or tcp/8000-8010")
+    said, first, last = matched.groups()
+    if said not in WITH_PORTS:
+        raise FieldError(field, f"{shown(said)} has no ports: give {', '.join(WITH_PORTS)}")
+    return Ports(WITH_PORTS[said], *_range(field, text, int(first), int(last or first)))
+
+
+def ports_text(each: Ports) -> str:
+    """As `ports` reads it."""
+    words = {number: name for name, number in WITH_PORTS.items()}
+    last = "" if each.first == each.last else f"-{each.last}"
+    return f"{words[each.protocol]}/{each.first}{last}"
+
+
+def _range(field: str, text: str, first: int, last: int) -> tuple[int, int]:
+    if not 1 <= first <= last <= LAST_PORT:
         raise FieldError(field, f"{text}: ports are 1 to {LAST_PORT}, the lower one first")
-    if ports[1] - ports[0] >= MOST_PORTS:
+    if last - first >= MOST_PORTS:
         raise FieldError(field, f"{text}: at most {MOST_PORTS} ports in a row")
-    return Exemption(name, number, ports)
+    return first, last
 
 
 def names(exemptions: Iterable[Exemption]) -> Mapping[int, str]:

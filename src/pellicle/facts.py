@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from hashlib import sha256
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from types import MappingProxyType
 from typing import NewType
@@ -33,6 +34,15 @@ IDENTITY_REMOTE_NODE = IdentityNumber(6)
 IDENTITY_HOST = IdentityNumber(1)
 FIRST_CLAIMED_IDENTITY = 256
 """Below are the reserved ones."""
+PolicyName = NewType("PolicyName", str)
+PolicyNumber = NewType("PolicyNumber", int)
+"""What the datapath and its reports call an encryption policy: 32 bits, never 0."""
+Context = NewType("Context", int)
+"""For which traffic keys are: 0 for all of a node's, else the number of the policy that asked for
+keys of its own."""
+ALL_TRAFFIC = Context(0)
+Owned = tuple[NodeName, Context]
+"""A node, and for which of the traffic with it there are other keys than for the rest."""
 
 
 class Cipher(StrEnum):
@@ -86,6 +96,16 @@ class Node:
     longest: int | None = None
     """The longest inner IP packet that it can open; None: any."""
 
+    @property
+    def own_addresses(self) -> tuple[Address, ...]:
+        """All that the node itself answers to: in each of its pod CIDRs there is one, too."""
+        return (*self.addresses, *map(gateway, self.pod_cidrs))
+
+
+def gateway(cidr: Network) -> Address:
+    """The address in a node's pod CIDR that the node itself answers to: the first one."""
+    return cidr[1] if cidr.num_addresses > 1 else cidr[0]
+
 
 @dataclass(frozen=True, slots=True)
 class EndpointName:
@@ -125,6 +145,61 @@ class Identity:
 
     number: IdentityNumber
     labels: Mapping[str, str] = field(hash=False)
+
+
+class PolicyAction(StrEnum):
+    """What a policy asks for. The later ones are the stricter."""
+
+    EXEMPT = "exempt"
+    """May go in the clear."""
+    ENCRYPT = "encrypt"
+    OWN_KEYS = "own-keys"
+    """Encrypted, with keys that nothing else is encrypted with."""
+
+    @property
+    def strictness(self) -> int:
+        """Also `enum policy_action` of bpf/tables.h."""
+        return list(PolicyAction).index(self) + 1
+
+
+@dataclass(frozen=True, slots=True)
+class Selector:
+    """Addresses of members: those that fit all that is given, in each list one of it.
+
+    Pods by anything; what nodes have themselves, too, while no namespace and no label is asked for.
+    """
+
+    nodes: tuple[NodeName, ...] = ()
+    namespaces: tuple[str, ...] = ()
+    labels: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}), hash=False)
+    cidrs: tuple[Network, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """Ports of one protocol, first and last."""
+
+    protocol: int
+    first: int
+    last: int
+
+
+@dataclass(frozen=True, slots=True)
+class EncryptionPolicy:
+    """What becomes of the traffic between some members and others, answers included."""
+
+    name: PolicyName
+    action: PolicyAction
+    between: tuple[Selector, ...] = ()
+    """None: everybody. One: its members and anybody. Two: members of the one and of the other."""
+    ports: tuple[Ports, ...] = ()
+    """Of either end; none: all of the traffic."""
+
+    @property
+    def number(self) -> PolicyNumber:
+        """The same on all nodes."""
+        digest = sha256(b"pellicle policy " + self.name.encode()).digest()
+        return PolicyNumber(int.from_bytes(digest[:4], "big") or 1)
 
 
 @dataclass(frozen=True, slots=True)

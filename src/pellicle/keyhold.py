@@ -76,6 +76,7 @@ class NodeKeys:
         ring, t = self._make_ring(local, choice), tables
         self.keying = Keying(
             ring, local.name, t.nodes, t.sas_up, t.encrypt_up, t.passable, t.sas, t.sends, t.peers,
+            t.kept_contexts, t.own_sends, t.own_peers,
             publish, send_probe, time.monotonic, self._tell, _wall,
         )  # fmt: skip
         self.svids = self._make_svids()

@@ -79,6 +79,8 @@ class Derivation(Generic[K, R]):
     Where inputs are `Parted`, only the parts that changed are planned anew. That needs a plan of
     which the whole is the sum of its parts: what it makes of no part's rows at all may be in each
     of them, and beyond that no two have a key in common.
+
+    What was planned last, `out` itself, may be an input: for what depends on what was so before.
     """
 
     def __init__(
@@ -112,7 +114,7 @@ class Derivation(Generic[K, R]):
         Nothing is planned before every input has been listed once: a plan made from half the
         world would take away what the other half needs.
         """
-        if not all(table.listed for table in self.tables):
+        if not all(table.listed for table in self.tables if table is not self.out):
             return
         parts: dict[Hashable, None] = {}
         has_all_changed = self._always is None

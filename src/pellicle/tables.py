@@ -16,6 +16,7 @@ from pellicle.encryption.routes import RouteName
 from pellicle.encryption.table import EncryptKey, EncryptRow
 from pellicle.facts import (
     Address,
+    EncryptionPolicy,
     Endpoint,
     EndpointName,
     Engine,
@@ -23,11 +24,24 @@ from pellicle.facts import (
     Network,
     Node,
     NodeName,
+    Owned,
     PairId,
+    PolicyName,
+    PolicyNumber,
 )
 from pellicle.flows.names import Name
 from pellicle.keys.pairing import PeerKeys, Sa, SaKey
 from pellicle.keys.rows import Send
+from pellicle.policy.members import GroupNumber, Member, Sides
+from pellicle.policy.rulebook import (
+    Choice,
+    Judgement,
+    PairKey,
+    Placed,
+    PolicyRow,
+    PortKey,
+    Rulebook,
+)
 from pellicle.table import Table
 from pellicle.wire.netlink import Route, Rule
 from pellicle.wire.xfrm import Place, Policy, PolicyKey
@@ -37,10 +51,35 @@ GARBAGE = (10_000, 10, 1000)
 finds nothing, for there are no cycles among them. Younger garbage is collected as ever."""
 
 
-class Tables:
+class PolicyTables:
+    """Those of encryption policies."""
+
+    def __init__(self) -> None:
+        self.encryption_policies: Table[PolicyName, EncryptionPolicy] = Table("encryption policies")
+        self.book: Table[int, Rulebook] = Table("rulebook")
+        self.members: Table[Address, Member] = Table("members of policies")
+        self.networks: Table[Network, Member] = Table("networks of policies")
+        self.groups: Table[Placed, Sides] = Table("groups")
+        self.local_groups: Table[GroupNumber, Sides] = Table("groups here")
+        self.judged: Table[PairKey, Judgement] = Table("judged")
+        self.policy_ports: Table[PortKey, Choice] = Table("policy ports")
+        self.policy_ports_up: Table[PortKey, Choice] = Table("policy ports up")
+        self.policy_rows: Table[PairKey, PolicyRow] = Table("policy rows")
+        self.policy_rows_up: Table[PairKey, PolicyRow] = Table("policy rows up")
+        self.contexts: Table[Owned, PolicyNumber] = Table("own keys")
+        self.kept_contexts: Table[Owned, PolicyNumber] = Table("own keys kept")
+        self.covered: Table[Owned, PolicyNumber] = Table("own keys covered")
+        self.active_policies: Table[PolicyName, EncryptionPolicy] = Table("active policies")
+        self.active_book: Table[int, Rulebook] = Table("active rulebook")
+        self.own_sends: Table[Owned, Send] = Table("sends, own keys")
+        self.own_peers: Table[Owned, PeerKeys] = Table("peers, own keys")
+
+
+class Tables(PolicyTables):
     """All of them, empty."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.nodes: Table[NodeName, Node] = Table("nodes")
         self.endpoints: Table[EndpointName, Endpoint] = Table("endpoints")
         self.links: Table[str, Link] = Table("links")

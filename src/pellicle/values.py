@@ -134,8 +134,8 @@ def _useless(found: Address) -> str | None:
     return "the broadcast address" if found.version == 4 and int(found) == 0xFFFFFFFF else None
 
 
-def network(field: str, text: str) -> Network:
-    """A CIDR that pods or nodes can have."""
+def any_network(field: str, text: str) -> Network:
+    """A CIDR, whatever lies in it."""
     start, slash, length = text.partition("/")
     if not slash or not re.fullmatch(r"[0-9]{1,3}", length):
         raise FieldError(field, f"{shown(text)} is not a CIDR: write address/prefix length")
@@ -145,6 +145,12 @@ def network(field: str, text: str) -> Network:
         raise FieldError(field, f"{shown(text)} is not a CIDR") from None
     if ip_address(start) != found.network_address:
         raise FieldError(field, f"{text} has host bits set: did you mean {found}?")
+    return found
+
+
+def network(field: str, text: str) -> Network:
+    """A CIDR that pods or nodes can have."""
+    found = any_network(field, text)
     if found.prefixlen < _SHORTEST_PREFIX[found.version]:
         raise FieldError(field, f"{text} is too wide: /{_SHORTEST_PREFIX[found.version]} at most")
     kind = _useless(found.network_address)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from pellicle.datapath import endpoints as endpoints_map
 from pellicle.datapath import ipcache, overlay, programs
-from pellicle.datapath.address import from_bytes, from_cidr, gateway, to_bytes, to_cidr
+from pellicle.datapath.address import from_bytes, from_cidr, to_bytes, to_cidr
 from pellicle.datapath.endpoints import EndpointRow
 from pellicle.datapath.ipcache import CidrFlags, CidrRow, Peer, PeerFlags
 from pellicle.datapath.overlay import OverlayDevice
@@ -28,6 +28,7 @@ from pellicle.facts import (
     Node,
     NodeName,
     Overlay,
+    gateway,
 )
 from pellicle.kernel import Unsupported
 from pellicle.wire.btf import Btf
@@ -79,7 +80,7 @@ def test_the_ipcache_holds_pods_nodes_and_gateways() -> None:
         pod("b", N2, "10.244.2.2"),
         pod("lost", NodeName("n9"), "10.244.9.2"),
     ]
-    rows = ipcache.plan(N1, NODES, {each.name: each for each in pods})
+    rows = ipcache.plan(N1, NODES, {each.name: each for each in pods}, {})
     here, there = ip_address("192.0.2.1"), ip_address("192.0.2.2")
     local_pod = Peer(IdentityNumber(300), PeerFlags.LOCAL, here)
     host = Peer(IDENTITY_HOST, PeerFlags.LOCAL | PeerFlags.NODE, here)
@@ -98,7 +99,7 @@ def test_the_ipcache_holds_pods_nodes_and_gateways() -> None:
 
 
 def test_cluster_cidrs_are_the_configured_ones_and_the_nodes_own() -> None:
-    rows = ipcache.plan_cidrs({ip_network("10.244.0.0/16"): CidrRow()}, NODES)
+    rows = ipcache.plan_cidrs({ip_network("10.244.0.0/16"): CidrRow()}, NODES, {})
     assert rows == {
         ip_network("10.244.0.0/16"): CidrRow(),
         ip_network("10.244.1.0/24"): CidrRow(),
@@ -124,7 +125,7 @@ def test_networks_of_nodes_are_the_clusters_but_for_what_is_left_out() -> None:
         ip_network("192.0.2.2/31"): is_node,
         ip_network("2001:db8::/64"): is_node,
     }
-    known = ipcache.plan_cidrs(rows, NODES)
+    known = ipcache.plan_cidrs(rows, NODES, {})
     assert rows.items() <= known.items()
     assert known[ip_network("192.0.2.1/32")] == is_node, "a record says otherwise"
 

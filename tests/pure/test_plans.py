@@ -16,10 +16,12 @@ from pellicle import derived
 from pellicle.datapath.ipcache import CidrRow
 from pellicle.datapath.programs import DOOR_HOST, DOOR_XFRM
 from pellicle.encryption.routes import ANY_LENGTH, RoutePlan
-from pellicle.encryption.table import ANY, EncryptKey, EncryptRow
+from pellicle.encryption.table import EncryptKey, EncryptRow
 from pellicle.facts import (
+    ALL_TRAFFIC,
     Attachment,
     Cipher,
+    EncryptionPolicy,
     Endpoint,
     EndpointName,
     Engine,
@@ -29,6 +31,10 @@ from pellicle.facts import (
     Node,
     NodeName,
     PairId,
+    PolicyAction,
+    PolicyName,
+    Ports,
+    Selector,
     Spi,
 )
 from pellicle.keys.rows import Direction, Sa, SaKey, Send
@@ -82,6 +88,15 @@ def sas(number: int, engine: Engine) -> dict[SaKey, Sa]:
     return {sa.at: sa for sa in rows}
 
 
+def policy(number: int, variant: int) -> EncryptionPolicy:
+    """One of each kind, and of each some variants."""
+    someone = Selector(nodes=(NodeName(f"n{variant}"),), cidrs=CIDRS[variant % 2 :])
+    between = ((), (someone,), (someone, Selector(namespaces=("default",))), (someone, someone))
+    ports = (Ports(6, 80, 80 + variant),) if variant else ()
+    action = list(PolicyAction)[(number + variant) % 3]
+    return EncryptionPolicy(PolicyName(f"p{number}"), action, between[number], ports)
+
+
 class AnyCluster(RuleBasedStateMachine):
     """Nodes, pods, devices and SAs come, change and go; others' tables are the test's."""
 
@@ -93,13 +108,17 @@ class AnyCluster(RuleBasedStateMachine):
         route = RoutePlan(ME, "eth0", 200, "auto", self.used, ANY_LENGTH, are_nodes_encrypted=True)
         self.derivations = [
             *derived.of_cluster(t, ME, "eth0", dict.fromkeys(CIDRS, CidrRow())),
+            *derived.of_policies(t, ME),
             *derived.of_encryption(t, self.used, CIDRS),
             *derived.of_routes(t, route),
             *derived.of_kernel_ipsec(t, "eth0", CIDRS),
         ]
         for table in (t.nodes, t.endpoints, t.links, t.paths, t.sas_up, t.sends, t.encrypt_up):
             table.replace({})
-        t.policies_up.replace({})
+        for up in (t.policies_up, t.policy_ports_up, t.policy_rows_up):
+            up.replace({})
+        t.encryption_policies.replace({})
+        t.own_sends.replace({})
 
     @rule(numbers=SUBSETS, moved=SUBSETS)
     def know_nodes(self, numbers: set[int], moved: set[int]) -> None:
@@ -110,6 +129,23 @@ class AnyCluster(RuleBasedStateMachine):
     def know_pods(self, homes: dict[int, int]) -> None:
         pods = [pod(number, home) for number, home in homes.items()]
         self.t.endpoints.replace({each.name: each for each in pods})
+
+    @rule(numbers=SUBSETS, variant=NUMBERS)
+    def know_policies(self, numbers: set[int], variant: int) -> None:
+        policies = [policy(number, variant) for number in numbers]
+        self.t.encryption_policies.replace({each.name: each for each in policies})
+
+    @rule()
+    def put_ports(self) -> None:
+        self.t.policy_ports_up.replace(self.t.policy_ports.rows)
+
+    @rule()
+    def put_policy_rows(self) -> None:
+        self.t.policy_rows_up.replace(self.t.policy_rows.rows)
+
+    @rule(number=NUMBERS)
+    def lose_a_port(self, number: int) -> None:
+        self.t.policy_ports_up.replace(dict(list(self.t.policy_ports_up.rows.items())[number:]))
 
     @rule(devices=SUBSETS, mtu=st.sampled_from([1400, 1500]), doors=st.booleans())
     def know_links(self, devices: set[int], mtu: int, doors: bool) -> None:
@@ -167,12 +203,12 @@ class AnyCluster(RuleBasedStateMachine):
 
     @rule(number=NUMBERS)
     def find_an_old_row(self, number: int) -> None:
-        key = EncryptKey(ANY, ANY, node(number).addresses[0])
+        key = EncryptKey(ALL_TRAFFIC, node(number).addresses[0])
         self.t.encrypt_up.change({key: EncryptRow(PairId(99), Engine.XFRM)})
 
     @invariant()
     def every_table_is_what_a_plan_of_everything_makes(self) -> None:
-        for _ in range(3):
+        for _ in range(4):
             for each in self.derivations:
                 each.run()
         for each in self.derivations:

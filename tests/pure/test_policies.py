@@ -13,7 +13,7 @@ from pellicle.encryption import policies
 from pellicle.encryption import table as encryption_table
 from pellicle.encryption.states import IN_MASK, OUT_MASK, REPLAY_WINDOW, REQIDS, state_of
 from pellicle.encryption.table import EncryptKey, EncryptRow
-from pellicle.facts import Engine, PairId, Spi
+from pellicle.facts import ALL_TRAFFIC, Engine, PairId, Spi
 from pellicle.keys.rows import Direction, Send
 from pellicle.wire.xfrm import Action, Mark, PolicyDirection, StateFlags
 
@@ -100,27 +100,27 @@ def test_a_pair_of_the_kernels_is_sent_on_only_when_it_is_passable(
     engine: Engine, is_sent: bool
 ) -> None:
     sends, row = {N2: Send(PAIR, engine, THERE)}, EncryptRow(PAIR, engine)
-    key = EncryptKey(encryption_table.ANY, encryption_table.ANY, THERE)
-    assert encryption_table.plan(sends, (), {}) == ({key: row} if is_sent else {})
-    assert encryption_table.plan(sends, {PAIR: THERE}, {}) == {key: row}
+    key = EncryptKey(ALL_TRAFFIC, THERE)
+    assert encryption_table.plan(sends, {}, (), {}) == ({key: row} if is_sent else {})
+    assert encryption_table.plan(sends, {}, {PAIR: THERE}, {}) == {key: row}
 
 
 @pytest.mark.parametrize("engine", Engine)
 def test_until_a_new_pair_is_passable_the_one_before_is_sent_on(engine: Engine) -> None:
     sends = {N2: Send(PAIR, Engine.XFRM, THERE, sas=1)}
-    key = EncryptKey(encryption_table.ANY, encryption_table.ANY, THERE)
+    key = EncryptKey(ALL_TRAFFIC, THERE)
     before, row = EncryptRow(PairId(PAIR + 1), engine, 1), EncryptRow(PAIR, Engine.XFRM, 1)
     others = {before.pair: THERE} if engine is Engine.XFRM else {}
-    assert encryption_table.plan(sends, others, {key: before}) == {key: before}
-    assert encryption_table.plan(sends, others | {PAIR: THERE}, {key: before}) == {key: row}
-    assert encryption_table.plan({}, others, {key: before}) == {}, "nobody to send to"
+    assert encryption_table.plan(sends, {}, others, {key: before}) == {key: before}
+    assert encryption_table.plan(sends, {}, others | {PAIR: THERE}, {key: before}) == {key: row}
+    assert encryption_table.plan({}, {}, others, {key: before}) == {}, "nobody to send to"
 
 
 def test_a_pair_of_the_kernels_that_is_no_longer_passable_is_not_sent_on() -> None:
     sends = {N2: Send(PAIR, Engine.XFRM, THERE)}
-    key = EncryptKey(encryption_table.ANY, encryption_table.ANY, THERE)
+    key = EncryptKey(ALL_TRAFFIC, THERE)
     for pair in (PAIR, PairId(PAIR + 1)):
-        assert encryption_table.plan(sends, (), {key: EncryptRow(pair, Engine.XFRM)}) == {}
+        assert encryption_table.plan(sends, {}, (), {key: EncryptRow(pair, Engine.XFRM)}) == {}
 
 
 def test_states_of_keys_made_by_hand_are_what_ip_xfrm_makes() -> None:

@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from pellicle.datapath.address import gateway
-from pellicle.facts import Address, Network
+from pellicle.facts import Address, Network, gateway
 from pellicle.sources.pool import Exhausted, Pool, Pools
 
 SMALL = (

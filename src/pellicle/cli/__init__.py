@@ -20,6 +20,7 @@ from pellicle.cli.lab import lab
 from pellicle.cli.maps import map_
 from pellicle.cli.metrics import metrics
 from pellicle.cli.monitor import monitor
+from pellicle.cli.policies import policies
 from pellicle.cli.status import status
 from pellicle.cli.trouble import Program
 
@@ -54,7 +55,7 @@ def main() -> None:
 
 
 for command in (
-    agent, audit, completion, demo, doctor, encrypt, flows, lab, map_, metrics, monitor, status,
-    version,
+    agent, audit, completion, demo, doctor, encrypt, flows, lab, map_, metrics, monitor, policies,
+    status, version,
 ):  # fmt: skip
     main.add_command(command)

@@ -39,8 +39,3 @@ def host_network(address: Address) -> Network:
     """The network that it has alone."""
     kind = IPv4Network if isinstance(address, IPv4Address) else IPv6Network
     return kind((int(address), address.max_prefixlen))
-
-
-def gateway(cidr: Network) -> Address:
-    """The address in a node's pod CIDR that the node itself answers to: the first one."""
-    return cidr[1] if cidr.num_addresses > 1 else cidr[0]

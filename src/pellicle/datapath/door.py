@@ -14,9 +14,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from ipaddress import ip_interface
 
-from pellicle.datapath.address import gateway
 from pellicle.datapath.programs import DOOR_HOST, DOOR_MAC, DOOR_NET
-from pellicle.facts import Address, Link, Node, NodeName
+from pellicle.facts import Address, Link, Node, NodeName, gateway
 from pellicle.kernel.bpf import Object
 from pellicle.kernel.netlink import Netlink
 from pellicle.kernel.netns import read_sysctl, write_sysctl

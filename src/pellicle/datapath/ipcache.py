@@ -8,11 +8,11 @@ never taken for the outside world.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntFlag
 from ipaddress import ip_network
 
-from pellicle.datapath.address import from_bytes, from_cidr, gateway, to_bytes, to_cidr
+from pellicle.datapath.address import from_bytes, from_cidr, to_bytes, to_cidr
 from pellicle.datapath.maps import Fields, MapTarget
 from pellicle.facts import (
     IDENTITY_HOST,
@@ -26,6 +26,7 @@ from pellicle.facts import (
     NodeName,
 )
 from pellicle.kernel.bpf import Object
+from pellicle.policy.members import NOBODYS, GroupNumber, Member
 
 
 class PeerFlags(IntFlag):
@@ -42,6 +43,8 @@ class Peer:
     identity: IdentityNumber
     flags: PeerFlags
     node: Address
+    group: GroupNumber = NOBODYS
+    """For encryption policies."""
 
 
 class CidrFlags(IntFlag):
@@ -57,10 +60,15 @@ class CidrRow:
     """`struct cidr_row`."""
 
     flags: CidrFlags = CidrFlags.NONE
+    group: GroupNumber = NOBODYS
+    """Of addresses in there that the ipcache does not know."""
 
 
 def plan(
-    local: NodeName, nodes: Mapping[NodeName, Node], endpoints: Mapping[EndpointName, Endpoint]
+    local: NodeName,
+    nodes: Mapping[NodeName, Node],
+    endpoints: Mapping[EndpointName, Endpoint],
+    members: Mapping[Address, Member],
 ) -> dict[Address, Peer]:
     """Addresses of nodes, their gateways and their pods; an endpoint of an unknown node waits."""
     rows: dict[Address, Peer] = {}
@@ -73,6 +81,8 @@ def plan(
         rows.update((address, peer) for address in endpoint.addresses)
     for node in nodes.values():
         rows.update(_node_rows(local, node))
+    for address in rows.keys() & members.keys():
+        rows[address] = replace(rows[address], group=members[address].group)
     return rows
 
 
@@ -90,12 +100,30 @@ def configured_cidrs(
     return rows | {cidr: CidrRow() for cidr in of_pods}
 
 
-def plan_cidrs(configured: Mapping[Network, CidrRow], nodes: Mapping[NodeName, Node]) -> Cidrs:
-    """The configured CIDRs and whatever the nodes say they own, their addresses, too."""
+def plan_cidrs(
+    configured: Mapping[Network, CidrRow],
+    nodes: Mapping[NodeName, Node],
+    networks: Mapping[Network, Member],
+) -> Cidrs:
+    """The configured CIDRs and whatever the nodes say they own, their addresses, too.
+
+    `networks`: those of the configured ones, and parts of them, that policies name.
+    """
+    named = {
+        cidr: CidrRow(_flags_in(configured, cidr), member.group)
+        for cidr, member in networks.items()
+    }
     rows = {cidr: CidrRow() for node in nodes.values() for cidr in node.pod_cidrs}
     addresses = (address for node in nodes.values() for address in node.addresses)
     of_nodes = {ip_network(address): CidrRow(CidrFlags.NODE) for address in addresses}
-    return {**configured, **rows, **of_nodes}
+    return {**configured, **rows, **named, **of_nodes}
+
+
+def _flags_in(configured: Mapping[Network, CidrRow], part: Network) -> CidrFlags:
+    """Of the narrowest one that `part` lies in."""
+    lengths = range(part.prefixlen, -1, -1)
+    around = (configured.get(part.supernet(new_prefix=length)) for length in lengths)
+    return next((row.flags for row in around if row is not None), CidrFlags.NONE)
 
 
 def _around(cidr: Network, hole: Network) -> Iterator[Network]:
@@ -113,7 +141,7 @@ def _node_rows(local: NodeName, node: Node) -> Iterable[tuple[Address, Peer]]:
     identity = IDENTITY_HOST if is_local else IDENTITY_REMOTE_NODE
     flags = PeerFlags.NODE | (PeerFlags.LOCAL if is_local else PeerFlags(0))
     peer = Peer(identity, flags, node.addresses[0])
-    for address in (*node.addresses, *map(gateway, node.pod_cidrs)):
+    for address in node.own_addresses:
         yield address, peer
 
 
@@ -127,6 +155,7 @@ def target(bpf: Object) -> MapTarget[Address, Peer]:
             "identity": row.identity,
             "flags": int(row.flags),
             "node": {"bytes": to_bytes(row.node)},
+            "group": row.group,
         },
         _from_fields,
     )
@@ -138,17 +167,18 @@ def cidr_target(bpf: Object) -> MapTarget[Network, CidrRow]:
         bpf.btf.struct("cidr"),
         bpf.btf.struct("cidr_row"),
         _cidr_key,
-        lambda _, row: {"flags": int(row.flags)},
+        lambda _, row: {"flags": int(row.flags), "group": row.group},
         lambda key, row: (
             from_cidr(key["prefixlen"], key["addr"]["bytes"]),
-            CidrRow(CidrFlags(row["flags"])),
+            CidrRow(CidrFlags(row["flags"]), GroupNumber(row["group"])),
         ),
     )
 
 
 def _from_fields(key: Fields, row: Fields) -> tuple[Address, Peer]:
     node = from_bytes(row["node"]["bytes"])
-    peer = Peer(IdentityNumber(row["identity"]), PeerFlags(row["flags"]), node)
+    identity, flags = IdentityNumber(row["identity"]), PeerFlags(row["flags"])
+    peer = Peer(identity, flags, node, GroupNumber(row["group"]))
     return from_bytes(key["bytes"]), peer
 
 

@@ -19,7 +19,17 @@ from typing import NamedTuple, Protocol
 import structlog
 
 from pellicle.encryption.table import EncryptKey, EncryptRow
-from pellicle.facts import Address, Engine, Node, NodeName, Offer, PairId
+from pellicle.facts import (
+    Address,
+    Context,
+    Engine,
+    Node,
+    NodeName,
+    Offer,
+    Owned,
+    PairId,
+    PolicyNumber,
+)
 from pellicle.keys import history
 from pellicle.keys.history import KeyEvent
 from pellicle.keys.pairing import KeyPlan, PeerKeys, ProbeKind, Sa, SaKey
@@ -36,6 +46,7 @@ class Ring(Protocol):
 
     def start(self, published: Iterable[Offer], standing: Mapping[SaKey, Sa], /) -> None: ...
     def peers(self, nodes: Mapping[NodeName, Node], changed: Iterable[NodeName], /) -> None: ...
+    def need(self, contexts: Mapping[NodeName, Collection[Context]], /) -> None: ...
     def standing(self, rows: Mapping[SaKey, Sa], changed: Collection[SaKey], /) -> None: ...
     def sending(self, pairs: Iterable[PairId]) -> None: ...
     def confirmed(self, pair: PairId) -> None: ...
@@ -51,6 +62,7 @@ class _News(NamedTuple):
     """Where to look in what the ring is told."""
 
     nodes: Changes[NodeName]
+    contexts: Changes[Owned]
     standing: Changes[SaKey]
     encrypt_up: Changes[EncryptKey]
 
@@ -69,6 +81,10 @@ class Keying:
     sas: Table[SaKey, Sa]
     sends: Table[NodeName, Send]
     peers: Table[NodeName, PeerKeys]
+    contexts: Table[Owned, PolicyNumber]
+    """With whom a policy asks for keys of its own."""
+    own_sends: Table[Owned, Send]
+    own_peers: Table[Owned, PeerKeys]
     publish: Callable[[tuple[Offer, ...]], None]
     probe: Callable[[Sa, ProbeKind], None]
     clock: Callable[[], float]
@@ -115,13 +131,18 @@ class Keying:
 
     async def run(self) -> None:
         """Plan at every change, for ever. The nodes and the standing SAs must be listed first."""
-        with Table.bell(self.nodes, self.standing, self.encrypt_up) as changed:
+        with Table.bell(self.nodes, self.contexts, self.standing, self.encrypt_up) as changed:
             self._event = changed
             while not (self.nodes.listed and self.standing.listed):
                 changed.clear()
                 await changed.wait()
             own = self.nodes.rows.get(self.local)
-            news = _News(self.nodes.follow(), self.standing.follow(), self.encrypt_up.follow())
+            news = _News(
+                self.nodes.follow(),
+                self.contexts.follow(),
+                self.standing.follow(),
+                self.encrypt_up.follow(),
+            )
             self.ring.start(own.offers if own else (), self.standing.rows)
             while True:
                 changed.clear()
@@ -133,6 +154,11 @@ class Keying:
 
     def _step(self, news: _News) -> float | None:
         self.ring.peers(self.nodes.rows, news.nodes.take())
+        if news.contexts.take():
+            contexts: dict[NodeName, list[Context]] = {}
+            for name, context in self.contexts.rows:
+                contexts.setdefault(name, []).append(context)
+            self.ring.need(contexts)
         self.ring.standing(self.standing.rows, news.standing.take())
         if news.encrypt_up.take() or self.plan is None:
             self.ring.sending(row.pair for row in self.encrypt_up.rows.values())
@@ -154,6 +180,10 @@ class Keying:
             self.sends.replace(plan.sends)
         if before is None or before.peers is not plan.peers:
             self.peers.replace(plan.peers)
+        if before is None or before.own_sends is not plan.own_sends:
+            self.own_sends.replace(plan.own_sends)
+        if before is None or before.own_peers is not plan.own_peers:
+            self.own_peers.replace(plan.own_peers)
         if before is None or (before.own, before.peers) != (plan.own, plan.peers):
             self.tell(tuple(history.events(before, plan, self.wall())))
         if before is None or before.offers != plan.offers:

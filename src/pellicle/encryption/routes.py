@@ -32,10 +32,10 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import ip_network
 
-from pellicle.datapath.address import gateway, host_network
+from pellicle.datapath.address import host_network
 from pellicle.datapath.programs import DOOR_HOST, DOOR_OVERLAY, DOOR_XFRM
 from pellicle.encryption.table import EncryptKey, EncryptRow, key_for
-from pellicle.facts import Address, Engine, Link, Network, Node, NodeName
+from pellicle.facts import Address, Engine, Link, Network, Node, NodeName, gateway
 from pellicle.kernel.netlink import Netlink
 from pellicle.keys.records import outer_addresses
 from pellicle.wire.netlink import Route, RouteKind, Rule

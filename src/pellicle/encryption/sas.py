@@ -21,7 +21,7 @@ from pellicle.datapath.address import from_bytes, to_bytes
 from pellicle.datapath.maps import Fields, MapTarget
 from pellicle.encryption.states import SLOT_SHIFT, States, key_of, mark_of, shared_of
 from pellicle.encryption.traffic import Ends, SaReader, Totals, Traffic, of_state
-from pellicle.facts import Address, Cipher, Engine, Epoch, PairId, Spi
+from pellicle.facts import Address, Cipher, Context, Engine, Epoch, PairId, Spi
 from pellicle.kernel.bpf import Object, Update
 from pellicle.keys.rows import Direction, Sa, SaKey
 from pellicle.wire.btf import Btf
@@ -282,6 +282,7 @@ class Words:
             "engine": self.numbers[sa.engine],
             "cipher": self.numbers[sa.cipher],
             "mark": mark_of(sa),
+            "context": sa.context,
         }
 
     def read_in(self, key: Fields, row: Fields) -> tuple[SaKey, tuple[Sa, SaCount]]:
@@ -319,6 +320,7 @@ class Words:
             "cipher": self.ciphers[row["cipher"]],
             "slot": row["mark"] >> SLOT_SHIFT,
             "shared": shared_of(row["mark"]),
+            "context": Context(row["context"]),
         }
 
 

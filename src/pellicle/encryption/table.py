@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The encryption table: for which traffic, which pair of offers, hence which SAs.
 
-The map `encrypt`, looked up from the most specific key to the wildcard. A row is there only
-while its outbound SAs stand; no row means drop.
+The map `encrypt`: a row for all traffic to a node, and one for each policy that wants keys of its
+own there. A row is there only while its outbound SAs stand; no row means drop.
 """
 
 from __future__ import annotations
@@ -12,20 +12,17 @@ from dataclasses import dataclass
 
 from pellicle.datapath.address import from_bytes, to_bytes
 from pellicle.datapath.maps import Fields, MapTarget
-from pellicle.facts import Address, Engine, IdentityNumber, Node, NodeName, PairId
+from pellicle.facts import ALL_TRAFFIC, Address, Context, Engine, Node, NodeName, Owned, PairId
 from pellicle.kernel.bpf import Object
 from pellicle.keys.derivation import SAS_PER_PAIR
 from pellicle.keys.rows import Send
-
-ANY = IdentityNumber(0)
 
 
 @dataclass(frozen=True, slots=True)
 class EncryptKey:
     """`struct encrypt_key`."""
 
-    source_identity: IdentityNumber
-    destination_identity: IdentityNumber
+    context: Context
     node: Address
 
 
@@ -41,17 +38,18 @@ class EncryptRow:
 
 def plan(
     sends: Mapping[NodeName, Send],
+    own: Mapping[Owned, Send],
     passable: Collection[PairId],
     standing: Mapping[EncryptKey, EncryptRow],
 ) -> dict[EncryptKey, EncryptRow]:
-    """One row for each peer that can be sent to.
+    """One row for each peer that can be sent to; and of `own`, for what has keys of its own.
 
     `passable`: the pairs of the kernel's whose policies stand. Until those of a new pair do, the
     row that is `standing` stays: its pair is not taken away before it.
     """
     rows = {}
-    for send in sends.values():
-        key = EncryptKey(ANY, ANY, send.node)
+    for send in (*sends.values(), *own.values()):
+        key = EncryptKey(send.context, send.node)
         for row in (EncryptRow(send.pair, send.engine, send.sas), standing.get(key)):
             if row is not None and (row.engine is Engine.BPF or row.pair in passable):
                 rows[key] = row
@@ -61,7 +59,7 @@ def plan(
 
 def key_for(node: Node) -> EncryptKey:
     """For all traffic to a node."""
-    return EncryptKey(ANY, ANY, node.addresses[0])
+    return EncryptKey(ALL_TRAFFIC, node.addresses[0])
 
 
 def target(bpf: Object) -> MapTarget[EncryptKey, EncryptRow]:
@@ -72,8 +70,7 @@ def target(bpf: Object) -> MapTarget[EncryptKey, EncryptRow]:
         bpf.btf.struct("encrypt_key"),
         bpf.btf.struct("encrypt_row"),
         lambda key: {
-            "source_identity": key.source_identity,
-            "destination_identity": key.destination_identity,
+            "context": key.context,
             "node": {"bytes": to_bytes(key.node)},
         },
         lambda _, row: {
@@ -89,6 +86,4 @@ def target(bpf: Object) -> MapTarget[EncryptKey, EncryptRow]:
 
 
 def _key(key: Fields) -> EncryptKey:
-    source, destination = key["source_identity"], key["destination_identity"]
-    node = from_bytes(key["node"]["bytes"])
-    return EncryptKey(IdentityNumber(source), IdentityNumber(destination), node)
+    return EncryptKey(Context(key["context"]), from_bytes(key["node"]["bytes"]))

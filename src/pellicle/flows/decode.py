@@ -145,7 +145,7 @@ class Decoder:
             _words(btf, "event_kind", "EVENT_"),
             _words(btf, "probe_kind", "PROBE_"),
             {0: "", **_words(btf, "engine", "ENGINE_")},
-            {0: "", **rules},
+            rules,
             btf.enum(reasons.ENUM)["REASON_COUNT"],
         )
 
@@ -219,7 +219,7 @@ class Decoder:
             spi,
             epoch,
             _known(self.engines, "engine", engine),
-            self.rules.get(rule, "a rule that is no more"),
+            self.rules.get(rule, "a rule that is no more") if rule else "",
         )
 
 

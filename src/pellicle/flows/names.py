@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pellicle.datapath.address import gateway
 from pellicle.facts import (
     IDENTITY_HOST,
     IDENTITY_REMOTE_NODE,
@@ -44,7 +43,5 @@ def plan(
     for node in nodes.values():
         identity = IDENTITY_HOST if node.name == local else IDENTITY_REMOTE_NODE
         name = Name(node.name, identity)
-        named.update(
-            (address, name) for address in (*node.addresses, *map(gateway, node.pod_cidrs))
-        )
+        named.update((address, name) for address in node.own_addresses)
     return named

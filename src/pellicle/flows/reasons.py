@@ -69,9 +69,9 @@ WORDS: Final[Mapping[str, Words]] = MappingProxyType(
             "It cannot leave the link, and the network needs it; nothing needs to be done.",
         ),
         "CLEAR_EXEMPT": Words(
-            "exempt between nodes",
+            "exempt",
             "The list `exempt` of the configuration says that nodes may say this to each other in "
-            "the clear; the flow names the rule.",
+            "the clear, or an encryption policy does; the flow names the rule.",
         ),
         "SEALED": Words(
             "encrypted",

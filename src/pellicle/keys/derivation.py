@@ -12,7 +12,9 @@ info   +----+-------+--------+--------+----------------+----------------+-------
        |    |       |        |        |                |                | (only "esp")  |
        +----+-------+--------+--------+----------------+----------------+---------------+
        label "pellicle esp 1", "pellicle spi 1" or "pellicle pair 1"; A sends and B receives,
-       for "pair" the end whose name sorts first (by its bytes) stands first.
+       for "pair" the end whose name sorts first (by its bytes) stands first. Keys that a policy
+       has for its own are bound to its number, too: in place of the cipher's name stands
+       "cipher policy number", the number in decimal.
 
 end    +-------+-----------+---------------+-------+------------+------------+
        | u16 k | node name | outer address | epoch | boot nonce | public key |
@@ -29,7 +31,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 
-from pellicle.facts import Address, Cipher, NodeName, Offer, PairId, Spi
+from pellicle.facts import ALL_TRAFFIC, Address, Cipher, Context, NodeName, Offer, PairId, Spi
 from pellicle.keys.offers import OwnOffer
 from pellicle.keys.secret import HASH
 from pellicle.keys.trust import Trust
@@ -89,10 +91,10 @@ def best_cipher(ours: Collection[Cipher], theirs: Collection[Cipher]) -> Cipher 
     return next((c for c in BEST_FIRST if c in ours and c in theirs), None)
 
 
-def pair_id(cipher: Cipher, one: End, other: End) -> PairId:
+def pair_id(cipher: Cipher, one: End, other: End, context: Context = ALL_TRAFFIC) -> PairId:
     """The name of the pair, the same on both nodes; never 0."""
     first, second = sorted((one, other), key=lambda end: end.name.encode())
-    info = _prefixed(b"pellicle pair 1") + _bound(cipher, first, second)
+    info = _prefixed(b"pellicle pair 1") + _bound(cipher, context, first, second)
     digest = hashlib.sha256(info)
     return PairId(int.from_bytes(digest.digest()[:8], "big") or 1)
 
@@ -102,9 +104,11 @@ def extract(trust: Trust, own: OwnOffer, peer: Offer) -> bytes:
     return hmac.digest(trust.pair_salt, own.shared(peer.public_key), HASH)
 
 
-def expand_sas(prk: bytes, cipher: Cipher, sender: End, receiver: End) -> tuple[SaKeys, ...]:
+def expand_sas(
+    prk: bytes, cipher: Cipher, sender: End, receiver: End, context: Context = ALL_TRAFFIC
+) -> tuple[SaKeys, ...]:
     """The SAs of one direction, by number."""
-    bound = _bound(cipher, sender, receiver)
+    bound = _bound(cipher, context, sender, receiver)
     first = _first_spi(_expand(prk, _prefixed(b"pellicle spi 1") + bound, 4))
     esp = _prefixed(b"pellicle esp 1") + bound
     length = CIPHER_KEY_BYTES[cipher]
@@ -115,8 +119,9 @@ def expand_sas(prk: bytes, cipher: Cipher, sender: End, receiver: End) -> tuple[
     return tuple(sas)
 
 
-def _bound(cipher: Cipher, one: End, other: End) -> bytes:
-    return _prefixed(cipher.value.encode()) + one.encode() + other.encode()
+def _bound(cipher: Cipher, context: Context, one: End, other: End) -> bytes:
+    what = cipher.value if context == ALL_TRAFFIC else f"{cipher.value} policy {context}"
+    return _prefixed(what.encode()) + one.encode() + other.encode()
 
 
 def _first_spi(raw: bytes) -> int:

@@ -25,6 +25,7 @@ from typing import NamedTuple
 from pellicle.facts import (
     Address,
     Cipher,
+    Context,
     Engine,
     Epoch,
     Network,
@@ -172,6 +173,9 @@ class ManualKeys:
     ) -> None:
         """All other nodes, as their records say now. A claim of another's address is refused."""
         self._claims.hear(nodes, changed)
+
+    def need(self, contexts: Mapping[NodeName, Collection[Context]]) -> None:
+        """There are no keys but those of the file: what wants its own is not sent."""
 
     def standing(self, rows: Mapping[SaKey, Sa], _changed: Collection[SaKey] | None = None) -> None:
         """All SAs that stand in the kernel now. What vanished is not put again under its name."""

@@ -14,7 +14,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
-from pellicle.facts import Address, Cipher, Engine, Epoch, NodeName, PairId
+from pellicle.facts import (
+    ALL_TRAFFIC,
+    Address,
+    Cipher,
+    Context,
+    Engine,
+    Epoch,
+    NodeName,
+    PairId,
+)
 from pellicle.keys.derivation import SAS_PER_PAIR, End, expand_sas
 from pellicle.keys.own import Own
 from pellicle.keys.rows import Direction, Sa, SaKey
@@ -81,6 +90,10 @@ class Pair:
     @property
     def slot(self) -> int:
         return self._any.slot
+
+    @property
+    def context(self) -> Context:
+        return self._any.context
 
     @property
     def _any(self) -> Sa:
@@ -197,6 +210,7 @@ class Terms:
     cipher: Cipher
     slot: int
     packet_limit: int
+    context: Context = ALL_TRAFFIC
 
 
 def plan_sas(prk: bytes, terms: Terms, local: End, peer: End) -> tuple[tuple[SaKey, Sa], ...]:
@@ -207,7 +221,9 @@ def plan_sas(prk: bytes, terms: Terms, local: End, peer: End) -> tuple[tuple[SaK
         (Direction.OUT, local, peer),
     ):
         limit = terms.packet_limit if direction is Direction.OUT else 0
-        for number, keys in enumerate(expand_sas(prk, terms.cipher, sender, receiver)):
+        for number, keys in enumerate(
+            expand_sas(prk, terms.cipher, sender, receiver, terms.context)
+        ):
             sa = Sa(
                 direction,
                 terms.pair,
@@ -222,6 +238,7 @@ def plan_sas(prk: bytes, terms: Terms, local: End, peer: End) -> tuple[tuple[SaK
                 terms.engine,
                 terms.cipher,
                 terms.slot,
+                terms.context,
                 peer.name,
                 keys.key,
                 keys.salt,

@@ -16,11 +16,22 @@ records.py for what peers are believed.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from types import MappingProxyType
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from pellicle.facts import Cipher, Engine, Node, NodeName, Offer, PairId
+from pellicle.facts import (
+    ALL_TRAFFIC,
+    Cipher,
+    Context,
+    Engine,
+    Node,
+    NodeName,
+    Offer,
+    Owned,
+    PairId,
+)
 from pellicle.keys.derivation import extract
 from pellicle.keys.own import LIFETIME_SECONDS, Own, OwnOffers
 from pellicle.keys.pair import Pair, Terms, adopted, plan_sas
@@ -57,6 +68,7 @@ DERIVATIONS_PER_PLAN = 60
 PROBED_SA = 0
 """One SA answers for all of its pair."""
 
+K = TypeVar("K")
 R = TypeVar("R")
 Marked = dict[Peer, None]
 """A set that keeps its order."""
@@ -106,6 +118,8 @@ class Keyring:
         self._sas: dict[SaKey, Sa] = {}
         self._sends: dict[NodeName, Send] = {}
         self._keys: dict[NodeName, PeerKeys] = {}
+        self._own_sends: dict[Owned, Send] = {}
+        self._own_keys: dict[Owned, PeerKeys] = {}
         self._changed: dict[SaKey, None] = {}
         """Where `_sas` differs from the last plan."""
         self._plan: KeyPlan | None = None
@@ -134,6 +148,10 @@ class Keyring:
         """
         self._is_listed = True
         self._records.hear(nodes, changed)
+
+    def need(self, contexts: Mapping[NodeName, Collection[Context]]) -> None:
+        """With whom a policy asks for keys of its own, and which policy."""
+        self._peers.need(contexts)
 
     def standing(self, rows: Mapping[SaKey, Sa], changed: Collection[SaKey] | None = None) -> None:
         """All SAs that stand in the kernel now; `changed` as above."""
@@ -278,12 +296,18 @@ class Keyring:
         address = peer.node.addresses[0]
         prk = extract(own.secret, own.half, offer)
         terms = Terms(
-            id_, address, self._engine, peer.cipher, self._slots.take(), self._packet_limit
+            id_,
+            address,
+            self._engine,
+            peer.cipher,
+            self._slots.take(),
+            self._packet_limit,
+            peer.context,
         )
         sas = plan_sas(prk, terms, *peer.ends(self._local, own, offer))
         pair = Pair(id_, address, own.offer.epoch, offer.epoch, sas, own)
         pair.rank_between(self._local.name, peer.name)
-        if peer.has_spi_of(pair):
+        if self._peers.has_spi_of(peer, pair):
             self._slots.free(pair.slot)
         else:
             self._peers.hold(peer, pair)
@@ -319,19 +343,31 @@ class Keyring:
 
     def _say(self, peer: Peer, own: OwnOffers, now: float) -> None:
         """In the next plan; rows that stay as they are stay the same objects."""
-        name, node = peer.name, peer.node
+        all_sends: dict[Any, Send] = self._sends if _is_for_all(peer) else self._own_sends
+        all_keys: dict[Any, PeerKeys] = self._keys if _is_for_all(peer) else self._own_keys
+        at = peer.name if _is_for_all(peer) else (peer.name, peer.context)
+        node = peer.node
         if node is None:
-            self._keys.pop(name, None)
-            self._sends.pop(name, None)
+            all_keys.pop(at, None)
+            # What names a policy's own keys goes after them: it must find them to the last.
+            if _is_for_all(peer) or not peer.pairs:
+                all_sends.pop(at, None)
             return
         chosen = None if peer.is_refused or not node.addresses else peer.choose()
         keys = peer.keys(chosen, own.newest, now, has_slots=self._slots.has_free)
-        if self._keys.get(name) != keys:
-            self._keys[name] = keys
-        if chosen is None:
-            self._sends.pop(name, None)
-        else:
-            self._sends[name] = Send(chosen.id, chosen.engine, node.addresses[0])
+        if all_keys.get(at) != keys:
+            all_keys[at] = keys
+        before = all_sends.pop(at, None)
+        if chosen is not None:
+            peer.has_begun = True
+            send = Send(chosen.id, chosen.engine, node.addresses[0], context=peer.context)
+            all_sends[at] = before if send == before else send
+        elif not _is_for_all(peer) and not peer.has_begun and peer.name in self._sends:
+            # Until its own keys stand for the first time, the node's do, or a new policy would
+            # begin with a loss.
+            all_sends[at] = replace(self._sends[peer.name], context=peer.context)
+        if _is_for_all(peer) and all_sends.get(at) != before:
+            self._peers.look_at(self._peers.others_of(peer))
 
     def _remove(self, peer: Peer, pair: Pair) -> None:
         self._peers.drop(peer, pair)
@@ -367,6 +403,8 @@ class Keyring:
             sends=_snapshot(self._sends, before.sends if before else None),
             probes=probes,
             peers=_snapshot(self._keys, before.peers if before else None),
+            own_sends=_snapshot(self._own_sends, before.own_sends if before else None),
+            own_peers=_snapshot(self._own_keys, before.own_peers if before else None),
             own=tuple(own.keys()),
             rejected=(*own.rejected, *self._records.rejected),
             wake=now if self._is_listed and self._is_busy else min(wakes, default=None),
@@ -388,6 +426,11 @@ def _mark(marked: Marked, peer: Peer, is_so: bool) -> None:
         marked.pop(peer, None)
 
 
-def _snapshot(rows: dict[NodeName, R], before: Mapping[NodeName, R] | None) -> Mapping[NodeName, R]:
+def _is_for_all(peer: Peer) -> bool:
+    """Its keys are for all the traffic with that node."""
+    return peer.context == ALL_TRAFFIC
+
+
+def _snapshot(rows: dict[K, R], before: Mapping[K, R] | None) -> Mapping[K, R]:
     """The one before, if it is as good."""
     return before if before is not None and before == rows else MappingProxyType(rows.copy())

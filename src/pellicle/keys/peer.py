@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """One peer: what its record is good for, and which of our pairs with it to use and to end.
 
+Where a policy asks for keys of its own, a peer is one more `Peer` for each such policy: the same
+record, other pairs.
+
 A pair is *live* while both its offers are published. One that is not is ended `drain` seconds
 after we know that the peer does not send on it any more:
   - the peer has answered on a higher pair (see pair.py); or
@@ -14,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from pellicle.facts import Cipher, Node, NodeName, Offer, PairId
+from pellicle.facts import ALL_TRAFFIC, Cipher, Context, Node, NodeName, Offer, PairId
 from pellicle.keys.derivation import End, pair_id
 from pellicle.keys.own import Own
 from pellicle.keys.pair import Pair
@@ -32,6 +35,8 @@ class Peer:
     """A node that we know, or of which pairs are left."""
 
     name: NodeName
+    context: Context = ALL_TRAFFIC
+    """For which of the traffic."""
     node: Node | None = None
     record: Record = NOTHING
     is_refused: bool = False
@@ -51,6 +56,8 @@ class Peer:
     """Since when it has not answered on our newest offer."""
     wake: float | None = None
     """When to look at it if nothing is said of it before."""
+    has_begun: bool = False
+    """Some pair of it could be sent on, once: from then on nothing else will do."""
 
     @property
     def is_gone(self) -> bool:
@@ -65,7 +72,7 @@ class Peer:
         live = set()
         for own in owns:
             for offer in (each.offer for each in self.record.offers if each.secret is own.secret):
-                self.best = pair_id(self.cipher, *self.ends(local, own, offer))
+                self.best = pair_id(self.cipher, *self.ends(local, own, offer), self.context)
                 live.add(self.best)
                 if own.half:
                     self.todo.append((own, offer, self.best))

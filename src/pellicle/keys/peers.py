@@ -12,10 +12,10 @@ from collections.abc import Collection, Iterable, Mapping
 from heapq import heappop, heappush
 from itertools import chain, count, islice
 
-from pellicle.facts import Address, NodeName, PairId
+from pellicle.facts import ALL_TRAFFIC, Address, Context, NodeName, PairId
 from pellicle.keys.pair import Pair
 from pellicle.keys.peer import Peer
-from pellicle.keys.records import Verdict
+from pellicle.keys.records import NOTHING, Verdict
 
 
 class Peers:
@@ -23,9 +23,11 @@ class Peers:
 
     def __init__(self, local: NodeName) -> None:
         self._local = local
-        self._named: dict[NodeName, Peer] = {}
-        self._strays: dict[Address, Peer] = {}
+        self._named: dict[NodeName, dict[Context, Peer]] = {}
+        self._strays: dict[tuple[Address, Context], Peer] = {}
         """Of adopted pairs whose node no record names."""
+        self._contexts: Mapping[NodeName, Collection[Context]] = {}
+        self._verdicts: dict[NodeName, Verdict] = {}
         self._holders: dict[PairId, Peer] = {}
         self._due: dict[Peer, None] = {}
         self._alarms: list[tuple[float, int, Peer]] = []
@@ -43,25 +45,51 @@ class Peers:
     def adopt(self, pairs: Mapping[PairId, Pair]) -> None:
         """An earlier life of this node left these behind."""
         for pair in pairs.values():
-            stray = self._strays.setdefault(pair.node, Peer(NodeName(str(pair.node))))
+            at = pair.node, pair.context
+            stray = self._strays.setdefault(at, Peer(NodeName(str(pair.node)), pair.context))
             self.hold(stray, pair)
             self.look_at([stray])
 
     def believe(self, verdict: Verdict) -> None:
         """Who the peer is now; pairs with its address are its own."""
-        name, node, record, is_refused = verdict
-        if node is None and name not in self._named:
+        name = verdict.name
+        if verdict.node is None and name not in self._named:
             return
-        peer = self._named.setdefault(name, Peer(name))
+        mine = self._named.setdefault(name, {})
+        self._verdicts[name] = verdict
+        needed = (ALL_TRAFFIC, *self._contexts.get(name, ()))
+        for context in {**dict.fromkeys(needed), **mine} if verdict.node else [*mine]:
+            peer = mine.setdefault(context, Peer(name, context))
+            self._tell(peer, verdict if context in needed else _gone(name))
+
+    def _tell(self, peer: Peer, verdict: Verdict) -> None:
+        name, node, record, is_refused = verdict
         peer.node, peer.record, peer.is_refused = node, record, is_refused
         self.look_at([peer])
         is_welcome = node is not None and not is_refused and node.addresses
-        stray = self._strays.get(node.addresses[0]) if node and is_welcome else None
+        at = (node.addresses[0], peer.context) if node and is_welcome else None
+        stray = self._strays.get(at) if at else None
         if stray:
             for pair in stray.pairs.values():
                 pair.rank_between(self._local, name)
                 self.hold(peer, pair)
             self.forget(stray)
+
+    def need(self, contexts: Mapping[NodeName, Collection[Context]]) -> None:
+        """With whom keys are needed for which of the traffic, beyond those for all of it."""
+        before, self._contexts = self._contexts, contexts
+        for name in before.keys() | contexts.keys():
+            verdict = self._verdicts.get(name)
+            if verdict is None or verdict.node is None:
+                continue
+            was, now = before.get(name, ()), contexts.get(name, ())
+            for context in now:
+                if context not in was:
+                    peer = self._named[name].setdefault(context, Peer(name, context))
+                    self._tell(peer, verdict)
+            for context in was:
+                if context not in now and context in self._named[name]:
+                    self._tell(self._named[name][context], _gone(name))
 
     def holder(self, id_: PairId) -> Peer | None:
         """Who has the pair with us."""
@@ -77,14 +105,21 @@ class Peers:
         del peer.pairs[pair.id], self._holders[pair.id]
 
     def is_named(self, peer: Peer) -> bool:
-        return self._named.get(peer.name) is peer
+        return self._named.get(peer.name, {}).get(peer.context) is peer
+
+    def others_of(self, peer: Peer) -> list[Peer]:
+        """The same node, for other traffic."""
+        return [each for each in self._named[peer.name].values() if each is not peer]
 
     def forget(self, peer: Peer) -> None:
         """Nothing is left of it."""
         self._due.pop(peer, None)
         peer.wake = None
         if self.is_named(peer):
-            del self._named[peer.name]
+            del self._named[peer.name][peer.context]
+            if not self._named[peer.name]:
+                del self._named[peer.name]
+                self._verdicts.pop(peer.name, None)
         else:
             self._strays = {at: stray for at, stray in self._strays.items() if stray is not peer}
 
@@ -95,7 +130,12 @@ class Peers:
         self._due.update(dict.fromkeys(peers))
 
     def look_at_all(self) -> None:
-        self.look_at(chain(self._named.values(), self._strays.values()))
+        self.look_at(chain.from_iterable(mine.values() for mine in self._named.values()))
+        self.look_at(self._strays.values())
+
+    def has_spi_of(self, peer: Peer, pair: Pair) -> bool:
+        """Whether an inbound SPI of `pair` is taken, for whichever traffic: one chance in 2^30."""
+        return any(each.has_spi_of(pair) for each in self._named.get(peer.name, {}).values())
 
     def take(self, most: int) -> list[Peer]:
         """Whom to look at, at most so many."""
@@ -122,3 +162,8 @@ class Peers:
         while self._alarms and self._alarms[0][2].wake != self._alarms[0][0]:
             heappop(self._alarms)
         return self._alarms[0][0] if self._alarms else None
+
+
+def _gone(name: NodeName) -> Verdict:
+    """On keys that are not needed any more, whatever the node's record says."""
+    return Verdict(name, None, NOTHING, is_refused=True)

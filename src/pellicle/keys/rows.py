@@ -6,14 +6,18 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
+from types import MappingProxyType
 
 from pellicle.facts import (
+    ALL_TRAFFIC,
     Address,
     Cipher,
+    Context,
     Engine,
     Epoch,
     NodeName,
     Offer,
+    Owned,
     PairId,
     Rejected,
     Spi,
@@ -104,6 +108,7 @@ class Sa:
     slot: int = 0
     """The number, 1 to 65535, by which this node's marks name the pair: every SA of a pair has
     the same one, and no two pairs of this node share one. 0: adopted from rows that had none."""
+    context: Context = ALL_TRAFFIC
     peer: NodeName = field(default=NodeName(""), compare=False)
     key: bytes = field(default=b"", repr=False, compare=False)
     salt: bytes = field(default=b"", repr=False, compare=False)
@@ -168,6 +173,7 @@ class Send:
     """The peer's primary address."""
     sas: int = SAS_PER_PAIR
     """How many it has."""
+    context: Context = ALL_TRAFFIC
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,5 +192,8 @@ class KeyPlan:
     rejected: tuple[Rejected, ...]
     wake: float | None
     """When to plan again if nothing happens before."""
+    own_sends: Mapping[Owned, Send] = field(default_factory=lambda: MappingProxyType({}))
+    """Of what has keys of its own; what is missing is not sent."""
+    own_peers: Mapping[Owned, PeerKeys] = field(default_factory=lambda: MappingProxyType({}))
     changed: Collection[SaKey] | None = field(default=None, compare=False)
     """Where `sas` may differ from the plan before; None: anywhere."""

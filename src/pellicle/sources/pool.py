@@ -15,8 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from ipaddress import IPv4Network
 
-from pellicle.datapath.address import gateway
-from pellicle.facts import Address, Network
+from pellicle.facts import Address, Network, gateway
 
 SMALLEST = {4: 30, 6: 126}
 """The longest prefix that leaves room for a pod."""

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The resources of `apiVersion: pellicle.dev/v1`: YAML text ↔ `Node`, `Endpoint`, `Identity`.
+"""The resources of `apiVersion: pellicle.dev/v1`: YAML text ↔ `Node`, `Endpoint`, `Identity`,
+`EncryptionPolicy`.
 
 Pure. Whatever the text is, the answer is documents and rows of `Rejected`; nothing raises.
 What is written here is read back as the same fact, by Pellicle and by any YAML reader.
@@ -18,11 +19,12 @@ from typing import Any, Generic, TypeAlias, TypeVar
 
 import yaml
 
-from pellicle import values
+from pellicle import exemptions, values
 from pellicle.facts import (
     FIRST_CLAIMED_IDENTITY,
     Attachment,
     Cipher,
+    EncryptionPolicy,
     Endpoint,
     EndpointName,
     Epoch,
@@ -31,10 +33,14 @@ from pellicle.facts import (
     Node,
     NodeName,
     Offer,
+    PolicyAction,
+    PolicyName,
     Rejected,
+    Selector,
 )
 from pellicle.identity import (
     LAST_CLAIMED_IDENTITY,
+    NAMESPACE_LABEL,
     RESERVED,
     LabelError,
     canonical,
@@ -43,10 +49,12 @@ from pellicle.identity import (
 )
 from pellicle.sources.shapes import (
     AttachmentShape,
+    EncryptionPolicyShape,
     EndpointShape,
     IdentityShape,
     NodeShape,
     OfferShape,
+    SelectorShape,
     shape,
 )
 from pellicle.values import FieldError, did_you_mean, shown
@@ -59,9 +67,12 @@ MAX_FILE_NAME = 240
 """Of the 255 bytes that Linux file systems allow, .yaml taken off."""
 MAX_OFFERS = 2
 MAX_PROOF = 16 * 1024
+MAX_SIDES = 2
+MAX_PORTS = 1024
+"""Of one policy: in the datapath each has a row."""
 MAX_SHOWN = 400
 
-Resource: TypeAlias = Node | Endpoint | Identity
+Resource: TypeAlias = Node | Endpoint | Identity | EncryptionPolicy
 R_co = TypeVar("R_co", bound=Resource, covariant=True)
 
 
@@ -131,6 +142,8 @@ def title(resource: Resource) -> str:
     """How a person calls it: `node n1`, `endpoint default/p1`, `identity 4711`."""
     if isinstance(resource, Identity):
         return f"identity {resource.number}"
+    if isinstance(resource, EncryptionPolicy):
+        return f"encryption policy {resource.name}"
     return f"{type(resource).__name__.lower()} {resource.name}"
 
 
@@ -140,6 +153,8 @@ def place(resource: Resource) -> str:
         return f"identities/{resource.number}.yaml"
     if isinstance(resource, Node):
         return f"nodes/{_file(resource.name)}"
+    if isinstance(resource, EncryptionPolicy):
+        return f"policies/{_file(resource.name)}"
     name = resource.name
     return f"endpoints/{resource.node}/{_file(f'{name.namespace}.{name.name}')}"
 
@@ -307,8 +322,47 @@ def _identity(tree: Tree) -> Identity:
     return Identity(_claimed("metadata.name", int(name)), checked(said.spec.labels))
 
 
+def _encryption_policy(tree: Tree) -> EncryptionPolicy:
+    said = shape(tree, EncryptionPolicyShape)
+    spec = said.spec
+    if spec.action not in list(PolicyAction):
+        hint = did_you_mean(spec.action, PolicyAction)
+        raise FieldError("spec.action", f"{shown(spec.action)} is not known: {hint}")
+    if len(spec.between) > MAX_SIDES:
+        raise FieldError("spec.between", f"{len(spec.between)} selectors; at most {MAX_SIDES}")
+    listed = values.each("spec.ports", spec.ports, exemptions.ports)
+    if sum(each.last - each.first + 1 for each in listed) > MAX_PORTS:
+        why = f"more than {MAX_PORTS} ports: leave them away, or make several policies"
+        raise FieldError("spec.ports", why)
+    return EncryptionPolicy(
+        PolicyName(values.dns_name("metadata.name", said.metadata.name)),
+        PolicyAction(spec.action),
+        values.each("spec.between", spec.between, _selector),
+        listed,
+    )
+
+
+def _selector(field: str, said: SelectorShape) -> Selector:
+    if NAMESPACE_LABEL in said.labels:
+        raise FieldError(f"{field}.labels", f"{NAMESPACE_LABEL} is given as namespaces")
+    found = Selector(
+        tuple(map(NodeName, values.each(f"{field}.nodes", said.nodes, values.dns_name))),
+        values.each(f"{field}.namespaces", said.namespaces, values.dns_label),
+        checked(said.labels),
+        values.each(f"{field}.cidrs", said.cidrs, values.any_network),
+    )
+    if found == Selector():
+        raise FieldError(field, "selects nothing: give nodes, namespaces, labels or cidrs")
+    return found
+
+
 _KINDS: Mapping[str, Callable[[Tree], Resource]] = MappingProxyType(
-    {"Node": _node, "Endpoint": _endpoint, "Identity": _identity}
+    {
+        "Node": _node,
+        "Endpoint": _endpoint,
+        "Identity": _identity,
+        "EncryptionPolicy": _encryption_policy,
+    }
 )
 
 
@@ -325,6 +379,8 @@ def _written(resource: Resource) -> tuple[str, dict[str, str], dict[str, Any]]:
         return "Identity", {"name": str(resource.number)}, {"labels": dict(resource.labels)}
     if isinstance(resource, Node):
         return "Node", {"name": resource.name}, dict(_node_spec(resource))
+    if isinstance(resource, EncryptionPolicy):
+        return "EncryptionPolicy", {"name": resource.name}, dict(_policy_spec(resource))
     name = resource.name
     metadata = {"namespace": name.namespace, "name": name.name}
     return "Endpoint", metadata, dict(_endpoint_spec(resource))
@@ -365,3 +421,19 @@ def _endpoint_spec(endpoint: Endpoint) -> Iterator[tuple[str, Any]]:
                 "podMAC": attachment.pod_mac,
             },
         )
+
+
+def _policy_spec(policy: EncryptionPolicy) -> Iterator[tuple[str, Any]]:
+    yield "action", str(policy.action)
+    if policy.between:
+        yield "between", [dict(_selector_fields(each)) for each in policy.between]
+    if policy.ports:
+        yield "ports", [exemptions.ports_text(each) for each in policy.ports]
+
+
+def _selector_fields(selector: Selector) -> Iterator[tuple[str, Any]]:
+    for name in ("nodes", "namespaces", "cidrs"):
+        if listed := getattr(selector, name):
+            yield name, [str(each) for each in listed]
+    if selector.labels:
+        yield "labels", dict(selector.labels)

@@ -69,6 +69,19 @@ class IdentitySpec(Shape, frozen=True):
     labels: dict[str, str]
 
 
+class SelectorShape(Shape, frozen=True):
+    nodes: list[str] = []
+    namespaces: list[str] = []
+    labels: dict[str, str] = {}
+    cidrs: list[str] = []
+
+
+class EncryptionPolicySpec(Shape, frozen=True):
+    action: str
+    between: list[SelectorShape] = []
+    ports: list[str] = []
+
+
 class NodeShape(Shape, frozen=True):
     api_version: str
     kind: str
@@ -88,6 +101,13 @@ class IdentityShape(Shape, frozen=True):
     kind: str
     metadata: NamedShape
     spec: IdentitySpec
+
+
+class EncryptionPolicyShape(Shape, frozen=True):
+    api_version: str
+    kind: str
+    metadata: NamedShape
+    spec: EncryptionPolicySpec
 
 
 def shape(tree: Tree, kind: type[S]) -> S:

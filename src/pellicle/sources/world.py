@@ -18,6 +18,7 @@ from typing import TypeVar
 
 from pellicle.facts import (
     Address,
+    EncryptionPolicy,
     Endpoint,
     EndpointName,
     Identity,
@@ -25,12 +26,14 @@ from pellicle.facts import (
     Network,
     Node,
     NodeName,
+    PolicyName,
+    PolicyNumber,
     Rejected,
 )
 from pellicle.identity import NAMESPACE_LABEL
 from pellicle.sources.resources import Document, Resource, place, title
 
-R = TypeVar("R", Node, Endpoint, Identity)
+R = TypeVar("R", Node, Endpoint, Identity, EncryptionPolicy)
 K = TypeVar("K", bound=Hashable)
 
 
@@ -50,6 +53,7 @@ class World:
     nodes: Mapping[NodeName, Node]
     endpoints: Mapping[EndpointName, Endpoint]
     identities: Mapping[IdentityNumber, Identity]
+    policies: Mapping[PolicyName, EncryptionPolicy]
     rejected: tuple[Rejected, ...] = ()
     pending: tuple[Pending, ...] = ()
 
@@ -68,10 +72,14 @@ def judge(documents: Iterable[Document[Resource]], rejected: Iterable[Rejected] 
         if _is_in_order(document, homes, identities, bad, pending)
     )
     endpoints = _without_shared_addresses(_distinct(placed, lambda e: e.name, bad), bad)
+    policies = _without_shared_numbers(
+        _distinct(_of(EncryptionPolicy, everything), lambda p: p.name, bad), bad
+    )
     return World(
         MappingProxyType(nodes),
         MappingProxyType(endpoints),
         MappingProxyType({number: found.resource for number, found in identities.items()}),
+        MappingProxyType(policies),
         tuple(sorted(bad, key=lambda r: (r.source, r.name, r.why))),
         tuple(pending),
     )
@@ -237,4 +245,21 @@ def _without_shared_addresses(
             continue
         owners.update(dict.fromkeys(endpoint.addresses, name))
         good[name] = endpoint
+    return good
+
+
+def _without_shared_numbers(
+    policies: Mapping[PolicyName, Document[EncryptionPolicy]], bad: list[Rejected]
+) -> dict[PolicyName, EncryptionPolicy]:
+    """The policies that have their numbers alone, first names first."""
+    owners: dict[PolicyNumber, PolicyName] = {}
+    good: dict[PolicyName, EncryptionPolicy] = {}
+    for name, document in policies.items():
+        policy = document.resource
+        rival = owners.setdefault(policy.number, name)
+        if rival != name:
+            why = f"its number is that of {rival}, which stays: give it another name"
+            _reject(bad, document, why)
+            continue
+        good[name] = policy
     return good

@@ -55,6 +55,33 @@ class Flow(msgspec.Struct, frozen=True):
     pair: str = ""
 
 
+class PolicySide(msgspec.Struct, frozen=True):
+    """Whom one selector of a policy names."""
+
+    selector: str
+    here: int = 0
+    addresses: int = 0
+
+
+class PolicyKeys(msgspec.Struct, frozen=True):
+    """Keys of a policy's own with one node."""
+
+    node: str
+    encrypts: str
+    why: str = ""
+
+
+class Policy(msgspec.Struct, frozen=True):
+    """One line of `policies`."""
+
+    name: str
+    action: str
+    between: list[PolicySide] = []
+    ports: list[str] = []
+    decides: int | None = None
+    own_keys: list[PolicyKeys] = []
+
+
 class Mtu(msgspec.Struct, frozen=True):
     v4: int | None = None
     v6: int | None = None

@@ -17,10 +17,11 @@ from pellicle.lab.check import Cell, Checked
 from pellicle.lab.state import LabState, NodeState, PodState
 from pellicle.lab.topology import Shape
 from pellicle.ui import units
-from pellicle.ui.answers import Flow, read
+from pellicle.ui.answers import Flow, Policy, PolicyKeys, PolicySide, read
 from pellicle.ui.flows import REMEMBERED, Live, line
 from pellicle.ui.grid import Column, grid, shortened
 from pellicle.ui.lab import checked, lab
+from pellicle.ui.policies import policies
 from pellicle.ui.rows import rows
 from pellicle.ui.screen import STYLES
 
@@ -250,6 +251,37 @@ def checks(**other: object) -> Checked:
         "seconds": 0.7,
     }
     return Checked(**(found | other))  # type: ignore[arg-type]
+
+
+POLICIES = [
+    Policy(
+        "payments", "own-keys", [PolicySide("namespace shop", 2, 20), PolicySide("app=db", 0, 4)],
+        ["tcp/5432"], 3, [PolicyKeys("n2", "own"), PolicyKeys("n3", "nothing", "is gone")],
+    ),
+    Policy("probes", "exempt", [PolicySide("10.0.5.0/24", 0, 0)], [], 0),
+    Policy("rest", "encrypt"),
+]  # fmt: skip
+
+
+def test_policies_say_whom_they_name_and_what_is_missing() -> None:
+    page = drawn(policies(POLICIES, 120), 120)
+    words = [" ".join(line.split()) for line in page]
+    assert words[:4] == [
+        "policy action between and ports here in all own keys with",
+        "payments own-keys namespace shop app=db tcp/5432 2+0 20+4 1 of 2",
+        "probes exempt 10.0.5.0/24 anybody 0 0",
+        "rest encrypt everybody",
+    ]
+    notes = words[4:]
+    said = " ".join(notes)
+    assert "probes decides nothing here: it names nobody, or others come before it" in said
+    assert "payments: nothing is sent to n3; is gone" in said
+    assert "no encryption policy" in drawn(policies([], 80), 80)[0]
+
+
+@given(st.integers(40, 200))
+def test_policies_fit(width: int) -> None:
+    assert all(len(line) <= width for line in drawn(policies(POLICIES, width), width))
 
 
 def test_a_check_says_what_was_heard_and_what_is_wrong() -> None:

@@ -17,14 +17,24 @@ from dataclasses import dataclass, field
 from functools import cache
 from ipaddress import IPv4Address, ip_address
 
-from pellicle.facts import Address, Cipher, Engine, Node, NodeName, Offer, PairId
+from pellicle.facts import (
+    ALL_TRAFFIC,
+    Address,
+    Cipher,
+    Context,
+    Engine,
+    Node,
+    NodeName,
+    Offer,
+    PairId,
+)
 from pellicle.keys.derivation import best_cipher
 from pellicle.keys.offers import prover
 from pellicle.keys.pairing import Direction, KeyPlan, Keyring, LocalNode, Sa, SaKey, Send
 from pellicle.keys.secret import Secret
 from pellicle.table import Reconciler, Table
 
-from .kernels import BrokenPromiseError, EncryptMap, Kernel, Packet, SaMap, World
+from .kernels import BrokenPromiseError, EncryptMap, Kernel, Packet, SaMap, Way, World
 
 DRAIN = 10.0
 REFRESH = 30.0
@@ -57,7 +67,7 @@ class Agent:
 
     ring: Keyring
     sas: Reconciler[SaKey, Sa]
-    encrypt: Reconciler[Address, Send]
+    encrypt: Reconciler[Way, Send]
     plan: KeyPlan | None = None
     slots: dict[int, PairId] = field(default_factory=dict)
     """Which pair each was given to, in all of this life."""
@@ -74,6 +84,8 @@ class Member:
     kit: Kit = BPF
     generation: int = 0
     """Of the pre-shared secret in its file."""
+    wants: frozenset[Context] = frozenset()
+    """What policies ask own keys for, as far as they have come here."""
     agent: Agent | None = None
     view: dict[NodeName, Node] = field(default_factory=dict)
 
@@ -86,7 +98,7 @@ class Member:
         sas: Reconciler[SaKey, Sa] = Reconciler(
             Table("sas"), SaMap(self.kernel), Table("sas up"), once=True
         )
-        encrypt: Reconciler[Address, Send] = Reconciler(
+        encrypt: Reconciler[Way, Send] = Reconciler(
             Table("encrypt"), EncryptMap(self.kernel), Table("encrypt up")
         )
         self.kernel.events.clear()
@@ -94,6 +106,18 @@ class Member:
         encrypt.refresh()
         ring.start(found, sas.applied.rows)
         self.agent = Agent(ring, sas, encrypt)
+        self.need(self.wants)
+
+    def need(self, contexts: frozenset[Context]) -> None:
+        """Its policies ask for these from now on, with everybody."""
+        self.wants = contexts
+        if self.agent:
+            others = self.world.others(self)
+            self.agent.ring.need({other.name: sorted(contexts) for other in others})
+
+    @property
+    def ways(self) -> list[Context]:
+        return [ALL_TRAFFIC, *sorted(self.wants)]
 
     @property
     def secrets(self) -> list[Secret]:
@@ -141,17 +165,23 @@ class Member:
 
     def _put_sas(self, agent: Agent) -> None:
         assert agent.plan
-        before = {row.key for row in self.kernel.rows.values()}
+        before = {row.key: row.sa.context for row in self.kernel.rows.values()}
         agent.sas.desired.replace(agent.plan.sas)
         agent.sas.run(self.world.now)
-        self.world.excuse(self, before - {row.key for row in self.kernel.rows.values()})
+        gone = set(before) - {row.key for row in self.kernel.rows.values()}
+        self.world.excuse(self, gone)
+        # What no policy asks for here any more, while it still does elsewhere.
+        self.kernel.excused |= {key for key in gone if before[key] not in self.ways}
 
     def _put_encrypt(self, agent: Agent) -> None:
         assert agent.plan
         agent.encrypt.desired.replace(
             {
-                self.view[name].addresses[0]: send
-                for name, send in agent.plan.sends.items()
+                (self.view[name].addresses[0], context): send
+                for (name, context), send in (
+                    *(((name, ALL_TRAFFIC), send) for name, send in agent.plan.sends.items()),
+                    *agent.plan.own_sends.items(),
+                )
                 if name in self.view
             }
         )
@@ -172,7 +202,13 @@ class Member:
 
     def check_sends(self, other: Member) -> None:
         """Whatever this node would send now, the other can open."""
-        send = self.kernel.encrypt.get(other.addresses[0])
+        for context in self.ways:
+            self._check_way(other, context)
+
+    def _check_way(self, other: Member, context: Context) -> None:
+        send = self.kernel.encrypt.get((other.addresses[0], context))
+        if send and send.context != context:
+            raise BrokenPromiseError(f"{self.name} sends {context} on {send}")
         for row in self.kernel.rows.values():
             sa = row.sa
             if sa.direction is Direction.OUT and send and sa.pair == send.pair:
@@ -182,9 +218,9 @@ class Member:
                     Packet(sa.source, sa.destination, sa.spi, sa.cipher, row.key, 0, sa.pair)
                 )
 
-    def send_data(self, other: Member) -> bool:
+    def send_data(self, other: Member, context: Context = ALL_TRAFFIC) -> bool:
         """One packet to each SA of the pair in use; the other must be able to open them."""
-        send = self.kernel.encrypt.get(other.addresses[0])
+        send = self.kernel.encrypt.get((other.addresses[0], context))
         if send is None:
             return False
         for number in range(4):
@@ -303,6 +339,12 @@ class Cluster(World):
             for other in self.others(member):
                 member.check_sends(other)
 
+    def agree_on_policies(self) -> None:
+        """Every node knows all of them."""
+        wanted = frozenset[Context]().union(*(m.wants for m in self.members.values()))
+        for member in self.members.values():
+            member.need(wanted)
+
     def agree_on_a_secret(self) -> None:
         """Every file has the newest one."""
         newest = max(member.generation for member in self.members.values())
@@ -335,19 +377,23 @@ class Cluster(World):
         alive = [member for member in self.members.values() if member.agent]
         for one in alive:
             for other in alive:
-                if one is not other:
-                    self._check_pair(one, other)
+                for context in one.ways if one is not other else ():
+                    self._check_pair(one, other, context)
 
-    def _check_pair(self, one: Member, other: Member) -> None:
+    def _check_pair(self, one: Member, other: Member, context: Context) -> None:
         assert one.agent
-        assert one.agent.plan
-        keys = one.agent.plan.peers[other.name]
-        says = f"{one.name} to {other.name} at {self.now}: {keys}"
-        left = {sa.pair for sa in one.agent.plan.sas.values() if sa.node == other.addresses[0]}
+        plan = one.agent.plan
+        assert plan
+        keys = plan.own_peers[other.name, context] if context else plan.peers[other.name]
+        says = f"{one.name} to {other.name} ({context}) at {self.now}: {keys}"
+        there = other.addresses[0]
+        mine_to = [sa for sa in plan.sas.values() if sa.node == there]
+        assert {sa.context for sa in mine_to} <= set(one.ways), says
+        left = {sa.pair for sa in mine_to if sa.context == context}
         cipher = best_cipher(one.kit.ciphers, other.kit.ciphers)
         if cipher is None:
             assert (keys.state, keys.pair) == ("no-offer", None), says
-            assert other.addresses[0] not in one.kernel.encrypt, says
+            assert (there, context) not in one.kernel.encrypt, says
             assert not left, says
             return
         mine, theirs = (self.directory[member.name][-1].offers for member in (one, other))
@@ -355,8 +401,8 @@ class Cluster(World):
         assert keys.confirmed, says
         assert (keys.local_epoch, keys.peer_epoch) == (mine[-1].epoch, theirs[-1].epoch), says
         assert (keys.cipher, keys.engine) == (cipher, one.kit.engine), says
-        assert one.kernel.encrypt[other.addresses[0]].pair == keys.pair, says
-        assert other.kernel.encrypt[one.addresses[0]].pair == keys.pair, says
+        assert one.kernel.encrypt[there, context].pair == keys.pair, says
+        assert other.kernel.encrypt[one.addresses[0], context].pair == keys.pair, says
         assert left == {keys.pair}, f"{says}: {len(left)} pairs are left"
         assert len(mine) == 1, f"{one.name} still publishes {len(mine)} offers"
 

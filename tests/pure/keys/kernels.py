@@ -6,9 +6,12 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
-from pellicle.facts import Address, Cipher, Engine, PairId
+from pellicle.facts import Address, Cipher, Context, Engine, PairId
 from pellicle.keys.derivation import CIPHER_KEY_BYTES, SALT_BYTES
 from pellicle.keys.pairing import Direction, ProbeKind, Sa, SaKey, Send
+
+Way = tuple[Address, Context]
+"""To a node, and with which keys."""
 
 
 @dataclass(eq=False)
@@ -78,14 +81,14 @@ class EncryptMap:
 
     kernel: Kernel
 
-    def read(self) -> Mapping[Address, Send]:
+    def read(self) -> Mapping[Way, Send]:
         return dict(self.kernel.encrypt)
 
-    def put(self, rows: Mapping[Address, Send]) -> Mapping[Address, OSError]:
+    def put(self, rows: Mapping[Way, Send]) -> Mapping[Way, OSError]:
         self.kernel.encrypt.update(rows)
         return {}
 
-    def remove(self, keys: Collection[Address]) -> Mapping[Address, OSError]:
+    def remove(self, keys: Collection[Way]) -> Mapping[Way, OSError]:
         for key in keys:
             self.kernel.encrypt.pop(key, None)
         return {}
@@ -98,7 +101,7 @@ class Kernel:
     world: World
     address: Address
     rows: dict[SaKey, Row] = field(default_factory=dict)
-    encrypt: dict[Address, Send] = field(default_factory=dict)
+    encrypt: dict[Way, Send] = field(default_factory=dict)
     events: list[tuple[PairId, ProbeKind | None]] = field(default_factory=list)
     installed: set[tuple[Direction, bytes]] = field(default_factory=set)
     excused: set[bytes] = field(default_factory=set)

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from pellicle.facts import Cipher
+from pellicle.facts import ALL_TRAFFIC, Cipher, Context
 from pellicle.keys import pairing
 
 from .cluster import KITS, XFRM, Cluster, Kit, Member, cluster_of
@@ -33,6 +33,7 @@ class Cut(Enum):
 
 
 MEMBERS = st.integers(0, 2)
+CONTEXTS = st.sampled_from([Context(7), Context(8)])
 ACTS = st.none() | st.integers(0, 3)
 
 
@@ -105,6 +106,11 @@ class AnyLife(RuleBasedStateMachine):
         if agent:
             agent.ring.rotate()
 
+    @rule(number=MEMBERS, contexts=st.frozensets(CONTEXTS))
+    def hear_of_policies(self, number: int, contexts: frozenset[Context]) -> None:
+        """That ask for keys of their own, or do not any more."""
+        self.member(number).need(contexts)
+
     @rule(number=MEMBERS)
     def roll(self, number: int) -> None:
         """A new secret reaches one node's file, at most one step ahead of all others'."""
@@ -115,7 +121,7 @@ class AnyLife(RuleBasedStateMachine):
     @rule(number=MEMBERS, other=MEMBERS)
     def spend(self, number: int, other: int) -> None:
         member = self.member(number)
-        send = member.kernel.encrypt.get(self.member(other).addresses[0])
+        send = member.kernel.encrypt.get((self.member(other).addresses[0], ALL_TRAFFIC))
         if member.agent and send is not None:
             member.agent.ring.spent(send.pair)
 
@@ -154,10 +160,10 @@ class AnyLife(RuleBasedStateMachine):
     def lose_packets(self) -> None:
         self.world.air.clear()
 
-    @rule(number=MEMBERS, other=MEMBERS)
-    def send_data(self, number: int, other: int) -> None:
+    @rule(number=MEMBERS, other=MEMBERS, context=st.just(ALL_TRAFFIC) | CONTEXTS)
+    def send_data(self, number: int, other: int, context: Context) -> None:
         if self.member(number) is not self.member(other):
-            self.member(number).send_data(self.member(other))
+            self.member(number).send_data(self.member(other), context)
 
     # --- partitions ---
 
@@ -253,6 +259,7 @@ class AnyLife(RuleBasedStateMachine):
                 member.start(versions[-1].offers if versions else ())
         self.world.heal()
         self.world.agree_on_a_secret()
+        self.world.agree_on_policies()
         self.world.settle()
         self.world.check_settled()
 

@@ -12,6 +12,7 @@ from pellicle.facts import (
     Address,
     Attachment,
     Cipher,
+    EncryptionPolicy,
     Endpoint,
     EndpointName,
     Epoch,
@@ -21,6 +22,10 @@ from pellicle.facts import (
     Node,
     NodeName,
     Offer,
+    PolicyAction,
+    PolicyName,
+    Ports,
+    Selector,
 )
 from pellicle.identity import LAST_CLAIMED_IDENTITY, NAMESPACE_LABEL, candidates, canonical
 from pellicle.sources.resources import Document, Resource, place
@@ -142,4 +147,29 @@ endpoints = st.builds(
     labels,
     st.none() | st.builds(Attachment, _words, _devices, _devices, macs),
 )
-resources: st.SearchStrategy[Resource] = st.one_of(nodes, endpoints, identities)
+selectors = st.builds(
+    Selector,
+    st.lists(dns_names.map(NodeName), max_size=2).map(tuple),
+    st.lists(dns_labels, max_size=2).map(tuple),
+    labels.map(lambda found: MappingProxyType(dict(sorted(found.items())))),
+    cidrs(),
+).filter(lambda found: found != Selector())
+
+
+@st.composite
+def ports(draw: st.DrawFn) -> Ports:
+    first = draw(st.integers(1, 65535))
+    last = draw(st.integers(first, min(first + 400, 65535)))
+    return Ports(draw(st.sampled_from([6, 17, 132])), first, last)
+
+
+encryption_policies = st.builds(
+    EncryptionPolicy,
+    dns_names.map(PolicyName),
+    st.sampled_from(PolicyAction),
+    st.lists(selectors, max_size=2).map(tuple),
+    st.lists(ports(), max_size=2).map(tuple),
+)
+resources: st.SearchStrategy[Resource] = st.one_of(
+    nodes, endpoints, identities, encryption_policies
+)

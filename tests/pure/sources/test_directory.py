@@ -80,7 +80,7 @@ def has_nodes(*names: str) -> Callable[[World], bool]:
 
 async def test_an_empty_directory_is_an_empty_world(tmp_path: Path) -> None:
     async with watching(Directory(tmp_path, NEVER)) as watch:
-        assert await watch.until(lambda _: True) == World({}, {}, {})
+        assert await watch.until(lambda _: True) == World({}, {}, {}, {})
 
 
 async def test_everything_written_comes_out(tmp_path: Path) -> None:

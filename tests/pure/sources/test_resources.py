@@ -11,7 +11,18 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pellicle.facts import Cipher, EndpointName, Epoch, Node, NodeName
+from pellicle.facts import (
+    Cipher,
+    EncryptionPolicy,
+    EndpointName,
+    Epoch,
+    Node,
+    NodeName,
+    PolicyAction,
+    PolicyName,
+    Ports,
+    Selector,
+)
 from pellicle.sources.resources import (
     MAX_BYTES,
     MAX_FILE_NAME,
@@ -55,6 +66,17 @@ apiVersion: pellicle.dev/v1
 kind: Identity
 metadata: {name: "4711"}
 spec: {labels: {app: web, "io.pellicle/namespace": default}}
+"""
+POLICY = """\
+apiVersion: pellicle.dev/v1
+kind: EncryptionPolicy
+metadata: {name: shop-to-bank}
+spec:
+  action: own-keys
+  between:
+    - {namespaces: [shop], labels: {app: web}}
+    - {cidrs: [10.0.5.0/24, "fd00:5::/64"], nodes: [n2]}
+  ports: [tcp/443, udp/8000-8010]
 """
 
 
@@ -100,6 +122,24 @@ def test_an_endpoint_is_read() -> None:
     assert replace(found.resource, attachment=None) == expected  # type: ignore[type-var]
     # YAML 1.1 would have it that this is a number of seconds.
     assert found.resource.attachment.pod_mac == "12:34:56:01:02:03"  # type: ignore[union-attr]
+
+
+def test_a_policy_is_read() -> None:
+    (found,) = read("policies/x.yaml", POLICY.encode()).documents
+    assert found.resource == EncryptionPolicy(
+        PolicyName("shop-to-bank"),
+        PolicyAction.OWN_KEYS,
+        (
+            Selector(namespaces=("shop",), labels={"app": "web"}),
+            Selector(
+                nodes=(NodeName("n2"),),
+                cidrs=(ip_network("10.0.5.0/24"), ip_network("fd00:5::/64")),
+            ),
+        ),
+        (Ports(6, 443, 443), Ports(17, 8000, 8010)),
+    )
+    assert place(found.resource) == "policies/shop-to-bank.yaml"
+    assert title(found.resource) == "encryption policy shop-to-bank"
 
 
 def test_several_documents_stand_in_one_file() -> None:
@@ -166,7 +206,7 @@ _trees = st.recursive(
 @st.composite
 def mutilated(draw: st.DrawFn) -> str:
     """A good document of which one field, at any depth, is replaced, added or taken away."""
-    tree = yaml.safe_load(draw(st.sampled_from([NODE, ENDPOINT, IDENTITY])))
+    tree = yaml.safe_load(draw(st.sampled_from([NODE, ENDPOINT, IDENTITY, POLICY])))
     here = tree
     while True:
         keys = list(here) if isinstance(here, dict) else list(range(len(here)))
@@ -196,7 +236,7 @@ def test_a_mutilated_document_is_read_or_rejected_once(text: str) -> None:
         assert read("x", write(found.resource).encode()).documents[0].resource == found.resource
 
 
-@given(st.sampled_from([NODE, ENDPOINT, IDENTITY]), st.data())
+@given(st.sampled_from([NODE, ENDPOINT, IDENTITY, POLICY]), st.data())
 def test_a_file_cut_off_anywhere_but_at_a_line_is_noticed(text: str, data: st.DataObject) -> None:
     cut = data.draw(st.integers(0, len(text) - 1).filter(lambda at: text[at - 1 : at] != "\n"))
     sheet = read("x", text[:cut].encode())
@@ -356,6 +396,20 @@ REJECTED = [
     ),
     (ENDPOINT.replace("containerID: abc", "containerID: a/b"), "spec.attachment.containerID: "),
     (ENDPOINT.replace("12:34:56:01:02:03", "12:34:56:01:02"), "is not a MAC address"),
+    # The policy.
+    (POLICY.replace("own-keys", "ownkeys"), '"ownkeys" is not known: did you mean own-keys?'),
+    (POLICY.replace("{cidrs", "{} #"), "spec.between[1]: selects nothing: give nodes"),
+    (POLICY.replace("- {cidrs", "- {nodes: [n3]}\n    - {cidrs"), "3 selectors; at most 2"),
+    (POLICY.replace("namespaces: [shop]", "namespaces: [Shop]"), "between[0].namespaces[0]: "),
+    (POLICY.replace("namespaces: [shop]", "namespace: shop"), "did you mean namespaces?"),
+    (POLICY.replace("app: web", "io.pellicle/namespace: a"), "namespace is given as namespaces"),
+    (POLICY.replace("app: web", "app: w b"), 'app: "w b" is not a value'),
+    (POLICY.replace("10.0.5.0/24", "10.0.5.1/24"), "cidrs[0]: 10.0.5.1/24 has host bits set"),
+    (POLICY.replace("tcp/443", "443"), 'ports[0]: "443" is not of the form tcp/443'),
+    (POLICY.replace("tcp/443", "icmp/8"), 'ports[0]: "icmp" has no ports: give tcp, udp, sctp'),
+    (POLICY.replace("tcp/443", "tcp/9-8"), "ports are 1 to 65535, the lower one first"),
+    (POLICY.replace("tcp/443", "tcp/1-1024"), "spec.ports: more than 1024 ports"),
+    (POLICY.replace("  action: own-keys\n", ""), 'spec: "action" is missing'),
 ]
 
 

@@ -236,7 +236,7 @@ def test_an_empty_directory_in_its_place_is_believed(tmp_path: Path) -> None:
     looked(shelf)
     root.rename(tmp_path / "away")
     root.mkdir()
-    assert looked(shelf) == World({}, {}, {})
+    assert looked(shelf) == World({}, {}, {}, {})
 
 
 class Cluster(RuleBasedStateMachine):

@@ -11,12 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pellicle.facts import Identity, Rejected
+from pellicle.facts import EncryptionPolicy, Identity, PolicyAction, PolicyName, Rejected
 from pellicle.sources.resources import Document, Resource
 from pellicle.sources.world import World, judge
 from tests.pure.sources.facts_made import document, identity, n, node, pod
 
 WEB = identity(app="web")
+ALIKE = ("p52154", "p75311")
+"""Names of policies of which the hashes begin alike; found by search."""
 
 
 @dataclass(frozen=True)
@@ -248,6 +250,14 @@ def test_what_could_not_be_read_is_shown_too() -> None:
     assert judge([d(n(1))], [unreadable]).rejected == (unreadable,)
 
 
+def test_of_two_policies_with_one_number_the_first_name_stays() -> None:
+    one, other = (EncryptionPolicy(PolicyName(name), PolicyAction.EXEMPT) for name in ALIKE)
+    assert one.number == other.number
+    world = judge([d(other), d(one)])
+    assert list(world.policies.values()) == [one]
+    assert "its number is that of" in world.rejected[0].why
+
+
 # A small world in which nearly everything collides.
 _numbers = st.integers(0, 3)
 _nodes = st.builds(
@@ -264,12 +274,16 @@ _identities = st.builds(
     lambda app, said: Identity(identity(app=app).number, identity(app=said).labels),
     st.sampled_from(["web", "db"]), st.sampled_from(["web", "db"]),
 )  # fmt: skip
+_policies = st.builds(
+    lambda name, action: EncryptionPolicy(PolicyName(f"p{name}"), action),
+    _numbers, st.sampled_from(PolicyAction),
+)  # fmt: skip
 _sources = st.sampled_from([None, "a.yaml", "nodes/n1.yaml", "endpoints/n1/x.yaml", "z.yml"])
 
 
 @st.composite
 def worlds(draw: st.DrawFn) -> list[Document[Resource]]:
-    found = draw(st.lists(st.one_of(_nodes, _endpoints, _identities), max_size=12))
+    found = draw(st.lists(st.one_of(_nodes, _endpoints, _identities, _policies), max_size=12))
     return [d(resource, draw(_sources), position) for position, resource in enumerate(found)]
 
 
@@ -299,8 +313,7 @@ def test_the_world_is_consistent_and_nothing_vanishes(documents: list[Document[R
 
 
 def _size(world: World) -> int:
-    parts = (world.nodes, world.endpoints, world.identities, world.rejected, world.pending)
-    return sum(len(part) for part in parts)
+    return len(_rows(world)) + len(world.rejected) + len(world.pending)
 
 
 @given(worlds())
@@ -311,13 +324,15 @@ def test_what_is_accepted_needs_nothing_that_was_not(documents: list[Document[Re
         document for document in documents if any(document.resource is row for row in _rows(world))
     ]
     again = judge(accepted)
-    assert (again.nodes, again.endpoints, again.identities) == (
+    assert (again.nodes, again.endpoints, again.identities, again.policies) == (
         world.nodes,
         world.endpoints,
         world.identities,
+        world.policies,
     )
     assert again.rejected == ()
 
 
 def _rows(world: World) -> list[Resource]:
-    return [*world.nodes.values(), *world.endpoints.values(), *world.identities.values()]
+    kinds = (world.nodes, world.endpoints, world.identities, world.policies)
+    return [resource for kind in kinds for resource in kind.values()]  # type: ignore[attr-defined]

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a node says of its encryption policies: whom they name, and how far their keys are."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator, Mapping
+from typing import Any
+
+from pellicle.exemptions import ports_text
+from pellicle.facts import (
+    Context,
+    EncryptionPolicy,
+    NodeName,
+    PolicyAction,
+    PolicyNumber,
+    Selector,
+)
+from pellicle.keys.rows import PeerKeys
+from pellicle.policy.members import Side
+from pellicle.serve import Answer, Request
+from pellicle.tables import Tables
+
+
+class Policies:
+    """Of one node."""
+
+    def __init__(self, tables: Tables, local: NodeName, *, has_own_keys: bool) -> None:
+        """`has_own_keys`: keys are derived, so that a policy can have some of its own."""
+        self._tables, self._local, self._has_own_keys = tables, local, has_own_keys
+
+    def answers(self) -> Mapping[str, Answer]:
+        return {"policies": self._answer}
+
+    def problems(self) -> Iterator[str]:
+        """What is wrong now, in words."""
+        for policy in self._tables.encryption_policies.rows.values():
+            if policy.action is PolicyAction.OWN_KEYS and not self._has_own_keys:
+                yield (
+                    f"policy {policy.name} asks for keys of its own, but keys are not derived "
+                    "here: what it names is dropped"
+                )
+
+    async def _answer(self, _request: Request) -> AsyncIterator[Any]:
+        here, all_ = self._members()
+        decides = self._decides()
+        for policy in self._tables.encryption_policies.rows.values():
+            yield {
+                "name": policy.name,
+                "action": policy.action,
+                "between": [
+                    {
+                        "selector": words(selector),
+                        "here": here[policy.name, number],
+                        "addresses": all_[policy.name, number],
+                    }
+                    for number, selector in enumerate(policy.between)
+                ],
+                "ports": [ports_text(each) for each in policy.ports],
+                "decides": decides[policy.number],
+                "own_keys": list(self._keys(policy)),
+            }
+
+    def _members(self) -> tuple[Counter[Side], Counter[Side]]:
+        """How many addresses each selector names: on this node, and in all."""
+        here: Counter[Side] = Counter()
+        everywhere: Counter[Side] = Counter()
+        for member in self._tables.members.rows.values():
+            everywhere.update(member.sides)
+            if member.node == self._local:
+                here.update(member.sides)
+        return here, everywhere
+
+    def _decides(self) -> Counter[PolicyNumber]:
+        """For how many pairs of groups, one of them here, each is in the datapath."""
+        found: Counter[PolicyNumber] = Counter()
+        judged = self._tables.judged.rows
+        for key, row in self._tables.policy_rows_up.rows.items():
+            asked = judged[key].choices if row.ports and key in judged else (row.rest,)
+            found.update({choice.policy for choice in asked})
+        return found
+
+    def _keys(self, policy: EncryptionPolicy) -> Iterator[dict[str, Any]]:
+        """With whom it has some of its own."""
+        sends = self._tables.own_sends.rows
+        for (node, context), keys in sorted(self._tables.own_peers.rows.items()):
+            if context != Context(policy.number):
+                continue
+            send = sends.get((node, context))
+            is_own = send is not None and send.pair == keys.pair
+            yield {
+                "node": node,
+                "encrypts": "own" if is_own else "the node's" if send else "nothing",
+                "why": _why(keys, is_own=is_own),
+                "pair": f"{send.pair:016x}" if send else "",
+            }
+
+
+def _why(keys: PeerKeys, *, is_own: bool) -> str:
+    return "" if is_own else keys.why
+
+
+def words(selector: Selector) -> str:
+    """As short as it can be said."""
+    parts = [
+        *(f"node {' or '.join(selector.nodes)}" for _ in selector.nodes[:1]),
+        *(f"namespace {' or '.join(selector.namespaces)}" for _ in selector.namespaces[:1]),
+        *(f"{key}={value}" for key, value in selector.labels.items()),
+        *(" or ".join(map(str, selector.cidrs)) for _ in selector.cidrs[:1]),
+    ]
+    return ", ".join(parts)

@@ -1,0 +1,471 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What encryption policies come to: by tables, and against a judge who reads them one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from ipaddress import ip_address, ip_network
+from types import MappingProxyType
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from pellicle import derived
+from pellicle.datapath.ipcache import CidrRow
+from pellicle.encryption.table import EncryptKey, EncryptRow
+from pellicle.facts import (
+    ALL_TRAFFIC,
+    Address,
+    Context,
+    EncryptionPolicy,
+    Endpoint,
+    EndpointName,
+    Engine,
+    IdentityNumber,
+    Node,
+    NodeName,
+    PairId,
+    PolicyAction,
+    PolicyName,
+    Ports,
+    Selector,
+)
+from pellicle.policy.rulebook import UNASKED, Choice, PairKey, PortKey, PortsNumber
+from pellicle.tables import Tables
+
+N1, N2, N3 = (NodeName(f"n{number}") for number in (1, 2, 3))
+TCP, UDP, ICMP = 6, 17, 1
+CLUSTER = {ip_network("10.244.0.0/16"): CidrRow()}
+EXEMPT, ENCRYPT, OWN = PolicyAction.EXEMPT, PolicyAction.ENCRYPT, PolicyAction.OWN_KEYS
+
+
+def node(number: int) -> Node:
+    address = ip_address(f"192.0.2.{number}")
+    return Node(NodeName(f"n{number}"), (address,), (ip_network(f"10.244.{number}.0/24"),))
+
+
+def pod(name: str, on: int, last: int, namespace: str = "default", **labels: str) -> Endpoint:
+    address = ip_address(f"10.244.{on}.{last}")
+    found = MappingProxyType(labels)
+    at = EndpointName(namespace, name)
+    return Endpoint(at, NodeName(f"n{on}"), (address,), IdentityNumber(300), found)
+
+
+NODES = {each.name: each for each in map(node, (1, 2, 3))}
+PODS = (
+    pod("web", 1, 2, "shop", app="web"),
+    pod("plain", 1, 3),
+    pod("db", 2, 2, "bank", app="db", tier="data"),
+    pod("web-2", 2, 3, "shop", app="web"),
+    pod("db-2", 3, 130, "bank", app="db"),
+)
+WHERE = {
+    "shop web on n1": ip_address("10.244.1.2"), "plain on n1": ip_address("10.244.1.3"),
+    "bank db on n2": ip_address("10.244.2.2"), "shop web on n2": ip_address("10.244.2.3"),
+    "bank db on n3": ip_address("10.244.3.130"),
+    "n1": ip_address("192.0.2.1"), "n2": ip_address("192.0.2.2"), "n3": ip_address("192.0.2.3"),
+    "n2's gateway": ip_address("10.244.2.1"), "nobody's": ip_address("10.244.77.7"),
+}  # fmt: skip
+HERE = ("shop web on n1", "plain on n1", "n1")
+
+
+@dataclass(frozen=True)
+class Packet:
+    source: Address
+    destination: Address
+    protocol: int = ICMP
+    ports: tuple[int, int] = (0, 0)
+    is_fragment: bool = False
+
+
+class Tabled:
+    """Policies as n1's tables have them, looked up as bpf/encrypt.h does."""
+
+    def __init__(self, policies: Sequence[EncryptionPolicy], *, has_own_keys: bool = False) -> None:
+        self.t = t = Tables()
+        self._derivations = [
+            *derived.of_cluster(t, N1, "eth0", CLUSTER),
+            *derived.of_policies(t, N1, has_own_keys=has_own_keys),
+        ]
+        t.links.replace({})
+        t.encrypt_up.replace({})
+        t.nodes.replace(NODES)
+        t.endpoints.replace({each.name: each for each in PODS})
+        t.encryption_policies.replace({each.name: each for each in policies})
+        t.policy_rows_up.replace({})
+        t.policy_ports_up.replace({})
+        for _ in range(3):
+            self.plan()
+            t.policy_ports_up.replace(t.policy_ports.rows)
+            t.policy_rows_up.replace(t.policy_rows.rows)
+        self.probes = 0
+
+    def plan(self) -> None:
+        """All that follows from what is known."""
+        for each in self._derivations * 2:
+            each.run()
+
+    def group(self, address: Address) -> int:
+        peer = self.t.ipcache.rows.get(address)
+        if peer is not None:
+            return peer.group
+        near = [cidr for cidr in self.t.cidrs.rows if address in cidr]
+        longest = max(near, key=lambda cidr: cidr.prefixlen)
+        return self.t.cidrs.rows[longest].group
+
+    def judge(self, packet: Packet) -> Choice:
+        groups = sorted((self.group(packet.source), self.group(packet.destination)))
+        self.probes = 1
+        row = self.t.policy_rows.rows.get(PairKey(*groups))  # type: ignore[arg-type]
+        if row is None:
+            return UNASKED
+        if not row.ports:
+            return row.rest
+        if packet.is_fragment:
+            return row.fragments
+        if packet.protocol not in (TCP, UDP):
+            return row.rest
+        self.probes += 2
+        found = [
+            choice
+            for port in packet.ports
+            if (choice := self._port(row.ports, packet.protocol, port)) is not None
+        ]
+        return max(found, key=lambda choice: choice.action.strictness, default=row.rest)
+
+    def _port(self, ports: PortsNumber, protocol: int, port: int) -> Choice | None:
+        return self.t.policy_ports.rows.get(PortKey(ports, protocol, port))
+
+
+@dataclass(frozen=True)
+class Case:
+    says: str
+    policies: Sequence[EncryptionPolicy]
+    expected: Mapping[tuple[str, str], PolicyAction]
+    """By two of WHERE, one of them here, whatever the packet."""
+
+
+def policy(
+    name: str, action: PolicyAction, *between: Selector, ports: Sequence[Ports] = ()
+) -> EncryptionPolicy:
+    return EncryptionPolicy(PolicyName(name), action, between, tuple(ports))
+
+
+def in_namespace(*names: str, **labels: str) -> Selector:
+    return Selector(namespaces=names, labels=MappingProxyType(labels))
+
+
+def labelled(**labels: str) -> Selector:
+    return Selector(labels=MappingProxyType(labels))
+
+
+def on(*nodes: NodeName) -> Selector:
+    return Selector(nodes=nodes)
+
+
+def inside(*cidrs: str) -> Selector:
+    return Selector(cidrs=tuple(map(ip_network, cidrs)))
+
+
+CASES = [
+    Case("no policy", [], {(a, b): ENCRYPT for a in HERE for b in WHERE}),
+    Case("all is exempt", [policy("p", EXEMPT)], {(a, b): EXEMPT for a in HERE for b in WHERE}),
+    Case(
+        "a namespace and anybody",
+        [policy("p", EXEMPT, in_namespace("bank"))],
+        {
+            ("shop web on n1", "bank db on n2"): EXEMPT,
+            ("n1", "bank db on n3"): EXEMPT,
+            ("shop web on n1", "shop web on n2"): ENCRYPT,
+            ("plain on n1", "nobody's"): ENCRYPT,
+        },
+    ),
+    Case(
+        "two sides: only between them",
+        [policy("p", EXEMPT, labelled(app="web"), labelled(app="db", tier="data"))],
+        {
+            ("shop web on n1", "bank db on n2"): EXEMPT,
+            ("shop web on n1", "bank db on n3"): ENCRYPT,
+            ("plain on n1", "bank db on n2"): ENCRYPT,
+            ("shop web on n1", "shop web on n2"): ENCRYPT,
+        },
+    ),
+    Case(
+        "only a namespace is encrypted, the rest is not",
+        [policy("none", EXEMPT), policy("bank", ENCRYPT, in_namespace("bank"))],
+        {
+            ("shop web on n1", "bank db on n2"): ENCRYPT,
+            ("shop web on n1", "shop web on n2"): EXEMPT,
+            ("n1", "n2"): EXEMPT,
+        },
+    ),
+    Case(
+        "more sides before fewer, whatever is asked for",
+        [
+            policy("a", OWN, in_namespace("bank")),
+            policy("b", EXEMPT, in_namespace("bank"), in_namespace("shop")),
+        ],
+        {
+            ("shop web on n1", "bank db on n2"): EXEMPT,
+            ("plain on n1", "bank db on n2"): OWN,
+        },
+    ),
+    Case(
+        "alike in that: the stricter one",
+        [policy("a", EXEMPT, in_namespace("bank")), policy("b", ENCRYPT, labelled(app="web"))],
+        {
+            ("shop web on n1", "bank db on n2"): ENCRYPT,
+            ("plain on n1", "bank db on n2"): EXEMPT,
+        },
+    ),
+    Case(
+        "a node: its pods, itself, its gateways",
+        [policy("p", EXEMPT, on(N2))],
+        {
+            ("shop web on n1", "bank db on n2"): EXEMPT,
+            ("n1", "n2"): EXEMPT,
+            ("plain on n1", "n2's gateway"): EXEMPT,
+            ("n1", "n3"): ENCRYPT,
+        },
+    ),
+    Case(
+        "a CIDR: whoever is in it, and whoever may come",
+        [policy("p", EXEMPT, inside("10.244.3.128/25", "10.244.77.0/24", "198.51.100.0/24"))],
+        {
+            ("plain on n1", "bank db on n3"): EXEMPT,
+            ("plain on n1", "bank db on n2"): ENCRYPT,
+            ("plain on n1", "nobody's"): EXEMPT,
+        },
+    ),
+    Case(
+        "a CIDR and more: nobody's address is of no namespace",
+        [policy("p", EXEMPT, Selector(namespaces=("bank",), cidrs=tuple(CLUSTER)))],
+        {("plain on n1", "bank db on n3"): EXEMPT, ("plain on n1", "nobody's"): ENCRYPT},
+    ),
+    Case(
+        "the same selector twice: among its own",
+        [policy("p", OWN, in_namespace("shop"), in_namespace("shop"))],
+        {
+            ("shop web on n1", "shop web on n2"): OWN,
+            ("plain on n1", "shop web on n2"): ENCRYPT,
+            ("shop web on n1", "bank db on n2"): ENCRYPT,
+        },
+    ),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.says)
+def test_what_policies_come_to(case: Case) -> None:
+    tabled = Tabled(case.policies)
+    for (one, other), expected in case.expected.items():
+        for ends in ((one, other), (other, one)):
+            packet = Packet(*(WHERE[end] for end in ends))
+            assert tabled.judge(packet).action is expected, ends
+
+
+PG = Ports(TCP, 5432, 5432)
+WEB = Ports(TCP, 80, 81)
+
+
+def on_port(port: int, own: int = 40000, protocol: int = TCP) -> tuple[int, int, int]:
+    return protocol, own, port
+
+
+def test_a_port_is_that_of_either_end_and_fragments_have_none() -> None:
+    policies = [
+        policy("pg", OWN, in_namespace("bank"), ports=[PG]),
+        policy("web", EXEMPT, in_namespace("bank"), ports=[WEB]),
+    ]
+    tabled = Tabled(policies)
+    here, there = WHERE["shop web on n1"], WHERE["bank db on n2"]
+
+    def said(protocol: int, *ports: int, fragment: bool = False) -> set[PolicyAction]:
+        packets = [
+            Packet(here, there, protocol, (ports[0], ports[1]), fragment),
+            Packet(there, here, protocol, (ports[1], ports[0]), fragment),
+        ]
+        return {tabled.judge(packet).action for packet in packets}
+
+    assert said(TCP, 40000, 5432) == {OWN}
+    assert said(TCP, 40000, 81) == {EXEMPT}
+    assert said(TCP, 40000, 82) == said(UDP, 40000, 81) == said(ICMP, 0, 0) == {ENCRYPT}
+    assert said(TCP, 81, 5432) == {OWN}, "the stricter one, in both directions"
+    assert said(TCP, 40000, 81, fragment=True) == {OWN}, "it may be of any port"
+
+
+def test_until_all_ports_of_a_list_stand_the_strictest_holds() -> None:
+    tabled = Tabled([policy("p", EXEMPT), policy("pg", ENCRYPT, ports=[PG, WEB])])
+    t = tabled.t
+    (row,) = t.policy_rows.rows.values()
+    assert (row.rest.action, row.fragments.action) == (EXEMPT, ENCRYPT)
+    assert len(t.policy_ports.rows) == 3
+    for lost in t.policy_ports.rows:
+        t.policy_ports_up.replace({k: v for k, v in t.policy_ports.rows.items() if k != lost})
+        tabled.plan()
+        (row,) = t.policy_rows.rows.values()
+        assert (row.rest.action, row.ports) == (ENCRYPT, 0)
+
+
+def test_a_list_of_ports_stays_as_long_as_a_row_names_it() -> None:
+    tabled = Tabled([policy("p", EXEMPT), policy("pg", ENCRYPT, ports=[PG])])
+    t = tabled.t
+    before = dict(t.policy_ports.rows)
+    t.encryption_policies.replace({})
+    tabled.plan()
+    assert (t.policy_rows.rows, t.policy_ports.rows) == ({}, before)
+    t.policy_rows_up.replace({})
+    tabled.plan()
+    assert t.policy_ports.rows == {}
+
+
+def test_own_keys_are_needed_with_nodes_that_have_such_traffic_and_stay() -> None:
+    tabled = Tabled([policy("p", OWN, in_namespace("shop"), in_namespace("bank"))])
+    t = tabled.t
+    assert {node for node, _ in t.contexts.rows} == {N2, N3}
+    t.endpoints.replace({})
+    tabled.plan()
+    assert t.contexts.rows == {}
+    assert {node for node, _ in t.kept_contexts.rows} == {N2, N3}, "pods come back"
+    t.encryption_policies.replace({})
+    tabled.plan()
+    assert t.kept_contexts.rows == {}
+
+
+def test_own_keys_are_asked_for_when_they_stand_everywhere_and_from_then_on() -> None:
+    mine = policy("p", OWN, in_namespace("shop"), in_namespace("bank"))
+    tabled = Tabled([], has_own_keys=True)
+    t, context = tabled.t, Context(mine.number)
+    row = EncryptRow(PairId(7), Engine.BPF)
+    nodes = [ip_address(f"192.0.2.{number}") for number in (2, 3)]
+    of_nodes = {EncryptKey(ALL_TRAFFIC, address): row for address in nodes}
+    own = {EncryptKey(context, address): row for address in nodes}
+
+    def asked(stands: Mapping[EncryptKey, EncryptRow]) -> set[PolicyAction]:
+        t.encrypt_up.replace(stands)
+        tabled.plan()
+        assert {row.rest.policy for row in t.policy_rows.rows.values()} == {mine.number}
+        return {row.rest.action for row in t.policy_rows.rows.values()}
+
+    t.encrypt_up.replace(of_nodes)
+    t.encryption_policies.replace({mine.name: mine})
+    assert asked(of_nodes) == {ENCRYPT}, "with the nodes' keys"
+    first = dict(list(own.items())[:1])
+    assert asked({**of_nodes, **first}) == {ENCRYPT}
+    assert asked({**of_nodes, **own}) == {OWN}
+    assert asked(of_nodes) == {OWN}, "nothing else will do"
+
+
+# --- against a judge who knows no groups ----------------------------------------------------------
+
+_selectors = st.sampled_from(
+    [
+        in_namespace("bank"), in_namespace("shop", "bank"), labelled(app="web"),
+        labelled(app="db", tier="data"), in_namespace("bank", app="db"), on(N1), on(N2, N3),
+        inside("10.244.2.0/23"), inside("10.244.0.0/16"), inside("192.0.2.2/31"),
+        Selector(nodes=(N2,), cidrs=(ip_network("10.244.2.2/31"),)),
+        Selector(nodes=(N1, N2), namespaces=("shop",)),
+    ]
+)  # fmt: skip
+_ports = st.sampled_from([PG, WEB, Ports(UDP, 80, 80), Ports(TCP, 81, 5432)])
+_policies = st.lists(
+    st.builds(
+        EncryptionPolicy,
+        st.integers(0, 5).map(lambda number: PolicyName(f"p{number}")),
+        st.sampled_from(PolicyAction),
+        st.lists(_selectors, max_size=2).map(tuple),
+        st.lists(_ports, max_size=2).map(tuple),
+    ),
+    max_size=6,
+    unique_by=lambda each: each.name,
+)
+_port_numbers = st.sampled_from([80, 81, 5432, 40000])
+_packets = st.builds(
+    lambda here, there, turned, *rest: Packet(
+        WHERE[there if turned else here], WHERE[here if turned else there], *rest
+    ),
+    st.sampled_from(HERE),
+    st.sampled_from(list(WHERE)),
+    st.booleans(),
+    st.sampled_from([TCP, UDP, ICMP]),
+    st.tuples(_port_numbers, _port_numbers),
+)
+
+
+@given(_policies, st.lists(_packets, min_size=1, max_size=20))
+@example([policy("p", EXEMPT, on(N2))], [Packet(WHERE["n1"], WHERE["n2's gateway"])])
+def test_as_if_each_policy_were_read_for_each_packet(
+    policies: list[EncryptionPolicy], packets: list[Packet]
+) -> None:
+    tabled = Tabled(policies)
+    for packet in packets:
+        assert tabled.judge(packet) == read_one_by_one(policies, packet)
+        assert tabled.probes <= 3, "and the fourth is for the keys"
+
+
+def read_one_by_one(policies: Sequence[EncryptionPolicy], packet: Packet) -> Choice:
+    """What is said of the ports counts port by port; the stricter of both ends' holds."""
+    is_with_ports = packet.protocol in (TCP, UDP)
+    said = [
+        most_specific(policies, packet, (packet.protocol, port) if is_with_ports else None)
+        for port in packet.ports
+    ]
+    rest = most_specific(policies, packet, None)
+    special = [choice for choice in said if choice != rest or is_on_port(policies, choice)]
+    apart = [choice for choice in special if choice != rest]
+    if not apart:
+        return rest
+    if len(apart) == 1 and len(special) == 1:
+        return apart[0]
+    return max(apart if len(apart) == 2 else special, key=lambda c: c.action.strictness)
+
+
+def is_on_port(policies: Sequence[EncryptionPolicy], choice: Choice) -> bool:
+    return any(each.number == choice.policy and each.ports for each in policies)
+
+
+def most_specific(
+    policies: Sequence[EncryptionPolicy], packet: Packet, port: tuple[int, int] | None
+) -> Choice:
+    fitting = [each for each in policies if fits(each, packet, port)]
+    if not fitting:
+        return UNASKED
+    best = min(
+        fitting,
+        key=lambda p: (-len(p.between), not p.ports, -p.action.strictness, p.name),
+    )
+    return Choice(best.number, best.action)
+
+
+def fits(one: EncryptionPolicy, packet: Packet, port: tuple[int, int] | None) -> bool:
+    if one.ports and not any(
+        port is not None and port[0] == each.protocol and each.first <= port[1] <= each.last
+        for each in one.ports
+    ):
+        return False
+    ends = (packet.source, packet.destination)
+    if len(one.between) == 1:
+        return any(selects(one.between[0], end) for end in ends)
+    return any(
+        all(selects(selector, end) for selector, end in zip(one.between, order, strict=False))
+        for order in (ends, ends[::-1])
+    )
+
+
+def selects(selector: Selector, address: Address) -> bool:
+    endpoint = next((each for each in PODS if address in each.addresses), None)
+    holder = endpoint.node if endpoint else None
+    holder = holder or next((n.name for n in NODES.values() if address in n.own_addresses), None)
+    return (
+        (not selector.nodes or holder in selector.nodes)
+        and (not selector.cidrs or any(address in cidr for cidr in selector.cidrs))
+        and (
+            not (selector.namespaces or selector.labels)
+            or (
+                endpoint is not None
+                and (not selector.namespaces or endpoint.name.namespace in selector.namespaces)
+                and selector.labels.items() <= endpoint.labels.items()
+            )
+        )
+    )
