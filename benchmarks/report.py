@@ -16,6 +16,7 @@ from benchmarks.ways import (
     BARE,
     IP_XFRM,
     IP_XFRM_WHOLE,
+    OVERLAY,
     PELLICLE,
     PLAIN,
     WIREGUARD,
@@ -46,7 +47,11 @@ MEASURES: Final = (
     Measure("p99", "UDP round trip p99, µs", 0),
     Measure("kpps", "UDP of 64 bytes, kpps", 1),
 )
-AGAINST: Final = {PELLICLE: (WIREGUARD, BARE, PLAIN), XFRM: (IP_XFRM, IP_XFRM_WHOLE, XFRM_CROWD)}
+AGAINST: Final = {
+    PELLICLE: (WIREGUARD, BARE, PLAIN),
+    OVERLAY: (PELLICLE, PLAIN),
+    XFRM: (IP_XFRM, IP_XFRM_WHOLE, XFRM_CROWD),
+}
 SEAL_OPEN_NS: Final = {64: (930, 1230), 512: (2650, 2910), 1400: (5900, 6190)}
 """What sealing and opening may cost, by the inner packet's bytes."""
 LEAST_TCP: Final = 1.5

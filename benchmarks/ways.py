@@ -40,6 +40,8 @@ CLIENT, SERVER = LabPod(LEFT, 1), LabPod(RIGHT, 1)
 WIRE_MTU: Final = 1500
 SEALED_MTU: Final = 1446
 """What ESP over IPv4 leaves of it to the pods, in both families."""
+OVERLAY_MTU: Final = 1396
+"""What VXLAN leaves of that."""
 PROOF_SECONDS: Final = 0.3
 LEAST_PROOF: Final = 20
 """Round trips."""
@@ -61,6 +63,8 @@ class Way:
     """By Pellicle."""
     engine: str = AUTO
     """Pellicle's."""
+    settings: tuple[tuple[str, str], ...] = ()
+    """More of the agents' configuration."""
     is_cut: bool = False
     """The pods themselves make packets as they go on a wire; else later, where it must be."""
     is_offloaded: bool = False
@@ -74,15 +78,20 @@ PLAIN = Way("plaintext", "offloads on", WIRE_MTU, Kind.CLEAR, is_offloaded=True)
 BARE = Way("bare", "no offloads", SEALED_MTU, Kind.CLEAR, is_cut=True)
 PELLICLE = Way("pellicle", "ESP in BPF", SEALED_MTU, Kind.ESP, is_encrypted=True, engine="bpf")
 WIREGUARD = Way("wireguard-go", "its own tunnel", wireguard.MTU, Kind.OTHER)
-XFRM = Way("xfrm", "the kernel's ESP", SEALED_MTU, Kind.ESP, is_encrypted=True, engine="xfrm")
-XFRM_CROWD = Way(
-    "xfrm-5000", "5,000 peers more", SEALED_MTU, Kind.ESP, is_encrypted=True, engine="xfrm"
-)
+OVERLAY = Way(
+    "overlay", "ESP in BPF around VXLAN", OVERLAY_MTU, Kind.ESP, is_encrypted=True, engine="bpf",
+    settings=(("routing", "overlay"),),
+)  # fmt: skip
+XFRM = Way(
+    "xfrm", "the kernel's ESP", SEALED_MTU, Kind.ESP, is_encrypted=True, engine="xfrm",
+    settings=(("cipher", ip_xfrm.CIPHER),),
+)  # fmt: skip
+XFRM_CROWD = replace(XFRM, name="xfrm-5000", words="5,000 peers more")
 IP_XFRM = Way("ip-xfrm", "by hand, no offloads", SEALED_MTU, Kind.ESP, is_cut=True)
 IP_XFRM_WHOLE = Way("ip-xfrm-whole", "by hand, cut while encrypted", SEALED_MTU, Kind.ESP)
 WITH_ESP: Final = (XFRM, XFRM_CROWD, IP_XFRM, IP_XFRM_WHOLE)
 """These need the kernel's."""
-WAYS: Final = (PLAIN, BARE, PELLICLE, WIREGUARD, *WITH_ESP)
+WAYS: Final = (PLAIN, BARE, PELLICLE, OVERLAY, WIREGUARD, *WITH_ESP)
 TUNNELS: Final = {
     WIREGUARD: wireguard.Tunnel, IP_XFRM: ip_xfrm.Tunnel, IP_XFRM_WHOLE: ip_xfrm.Tunnel,
     XFRM_CROWD: policies.Crowd,
@@ -115,13 +124,11 @@ def stand(way: Way, tell: Callable[[str], None], **settings: Any) -> Iterator[Pa
 
     `settings`: more of the agents' configuration.
     """
-    if way.engine == "xfrm":
-        settings["cipher"] = ip_xfrm.CIPHER
     # New pods each time: nothing is left of the way before, and they are as this way has them.
     for pods in (0, 1):
         lab.up(
             nodes=2, pods=pods, engine=way.engine, encrypt=way.is_encrypted, mtu=WIRE_MTU,
-            settings=settings,
+            settings={**dict(way.settings), **settings},
         )  # fmt: skip
     with ExitStack() as ends:
         protected = _agents_count
