@@ -104,7 +104,12 @@ class Rulebook:
     def __init__(self, policies: Iterable[EncryptionPolicy] = ()) -> None:
         everything = sorted(policies, key=_precedence)
         self.selectors = Selectors(everything)
-        self._ranks = {policy.name: rank for rank, policy in enumerate(everything)}
+        self._alone, self._facing = (
+            {each.name: rank for rank, each in enumerate(everything) if len(each.between) == many}
+            for many in (1, 2)
+        )
+        """Ranks of policies between some and anybody, and of those between some and others."""
+        self._alone_in: dict[Sides, frozenset[int]] = {}
         self._policies = everything
         self._for_all = [rank for rank, policy in enumerate(everything) if not policy.between]
         self._known: dict[tuple[int, ...], Judgement | None] = {}
@@ -120,13 +125,24 @@ class Rulebook:
 
     def between(self, one: Sides, other: Sides) -> Judgement | None:
         """None: it is encrypted, with the keys of the nodes."""
-        named = {name for name, _ in one} | {name for name, _ in other}
+        few, many = sorted((one, other), key=len)
         # Sides may be older than the policies: what is gone says nothing any more.
-        known = sorted(self._ranks[name] for name in named if name in self._ranks)
-        ranks = tuple(rank for rank in known if _fits(self._policies[rank], one, other))
+        facing = {
+            self._facing[name]
+            for name, side in few
+            if (name, 1 - side) in many and name in self._facing
+        }
+        ranks = tuple(sorted(facing | self._named(one) | self._named(other)))
         if ranks not in self._known:
             self._known[ranks] = self._judge(sorted((*ranks, *self._for_all)))
         return self._known[ranks]
+
+    def _named(self, sides: Sides) -> frozenset[int]:
+        """The policies between these and anybody."""
+        if sides not in self._alone_in:
+            ranks = {self._alone[name] for name, _ in sides if name in self._alone}
+            self._alone_in[sides] = frozenset(ranks)
+        return self._alone_in[sides]
 
     def _judge(self, ranks: Sequence[int]) -> Judgement | None:
         """By the policies of these ranks."""
@@ -148,14 +164,6 @@ class Rulebook:
 
 def _precedence(policy: EncryptionPolicy) -> tuple[int, bool, int, str]:
     return -len(policy.between), not policy.ports, -policy.action.strictness, policy.name
-
-
-def _fits(policy: EncryptionPolicy, one: Sides, other: Sides) -> bool:
-    first = (policy.name, 0)
-    if len(policy.between) == 1:
-        return True
-    second = (policy.name, 1)
-    return (first in one and second in other) or (second in one and first in other)
 
 
 def _number(ports: Sequence[PortChoice]) -> PortsNumber:
