@@ -200,6 +200,25 @@ def has_own_keys(node: LabNode) -> bool:
 
 
 def test_own_keys_encrypt_that_traffic_and_nothing_else(cluster: None) -> None:
+    assert_own_keys_for_p1()
+
+
+def test_in_an_overlay_own_keys_go_by_the_packet_inside_and_no_pod_is_exempt(
+    make_lab: MakeLab,
+) -> None:
+    make_lab(2, 2, settings={"routing": "overlay"})
+    apply()
+    assert_own_keys_for_p1()
+    apply(policy("all", EXEMPT))
+    for family in (4, 6):
+        assert not is_readable("n1/p1", "n2/p1", family, WEB)
+        assert not is_readable("n1", "n2/p1", family, WEB)
+        assert is_readable("n1", "n2", family, WEB)
+    apply()
+
+
+def assert_own_keys_for_p1() -> None:
+    """Between the pods p1 there are keys that a policy asked for, and elsewhere there are not."""
     apply(policy("mine", OWN, app("p1"), app("p1")))
     until(lambda: all(map(has_own_keys, BOTH)), "own keys are in use")
     with Sniffer(markers=[SECRET]) as wire:
