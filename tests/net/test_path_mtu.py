@@ -5,8 +5,8 @@
 n1/p1 ──────────────────────── n1 ═════════════════ router ═════════════════ n2 ── n2/p1
        ◀── ICMP: 1346 ──          ◀── ICMP: 1400 ──
 
-From pods and nodes, to pods and nodes; whether the router's address is the world's or lies among
-the nodes' own (`node_cidrs`).
+From pods and nodes, to pods and nodes, in either routing; whether the router's address is the
+world's or lies among the nodes' own (`node_cidrs`).
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import pytest
 
 from pellicle import lab
-from pellicle.encryption.routes import inner_mtu
+from pellicle.encryption.routes import inner_mtu, overlay_mtu
 from pellicle.kernel import netns
 from pellicle.kernel.netlink import Netlink
 from pellicle.lab.sniffer import Sniffer
@@ -31,7 +32,6 @@ from tests import pace
 from tests.net.engines import of
 from tests.net.loaded import MARKER, assert_private, load, until
 from tests.net.parcels import (
-    INNER,
     IP_UDP,
     MAY_FRAGMENT,
     MUST_NOT_FRAGMENT,
@@ -50,56 +50,80 @@ N1, N2 = LabNode(1), LabNode(2)
 NARROW = 1400
 NARROWER = 1388
 PATHS = ((A, B), (A, "n2"), ("n1", B), ("n1", "n2"))
-ROUTERS: Mapping[int, Mapping[str, Any]] = {
-    4: {"node_cidrs": ["192.168.0.0/16", "fd00:168::/32"]},
-    6: {},
-}
-"""Of the agents' settings, by the family outside."""
+ENOUGH = 1 << 20
+"""More than any engine must seal here."""
 both = pytest.mark.parametrize("family", [4, 6], ids=["IPv4", "IPv6"])
 
 
-@pytest.fixture(scope="module", params=[4, 6], ids=["IPv4-outside", "IPv6-outside"])
-def outer(make_lab: MakeLab, request: pytest.FixtureRequest) -> int:
+@dataclass(frozen=True)
+class Way:
+    """Between the nodes."""
+
+    outer: int
+    routing: str = "direct"
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """With routers among the nodes, or beyond the cluster."""
+        routers = {"node_cidrs": ["192.168.0.0/16", "fd00:168::/32"]} if self.outer == 4 else {}
+        return {"outer_family": str(self.outer), "routing": self.routing, **routers}
+
+    def mtu(self, source: str, sink: str, wire: int = 1500) -> int:
+        """The longest packet through such a wire. A pod has one MTU for all from its ADD."""
+        found = inner_mtu(wire, self.outer, ENOUGH)
+        if self.routing == "overlay" and "/" in sink:
+            found = overlay_mtu(found, self.outer)
+        return min(found, self.mtu("n1", B)) if "/" in source else found
+
+
+WAYS = (Way(4), Way(6), Way(4, "overlay"))
+
+
+@pytest.fixture(
+    scope="module", params=WAYS, ids=lambda way: f"IPv{way.outer}-outside-{way.routing}"
+)
+def way(make_lab: MakeLab, request: pytest.FixtureRequest) -> Way:
     lab.down()  # a pod keeps the MTU that it was made with
-    make_lab(2, 1, settings={"outer_family": str(request.param), **ROUTERS[request.param]})
-    return int(request.param)
+    found: Way = request.param
+    make_lab(2, 1, settings=found.settings)
+    return found
 
 
 @both
 @pytest.mark.parametrize(("source", "sink"), PATHS, ids=lambda where: where.replace("/", "-"))
-def test_the_mtu_is_exact_to_the_byte(outer: int, source: str, sink: str, family: int) -> None:
+def test_the_mtu_is_exact_to_the_byte(way: Way, source: str, sink: str, family: int) -> None:
     """What fits arrives whole, the rest is refused or cut, never lost."""
     with Sniffer(markers=[SECRET]) as wire:
         with parcels(source, sink, family) as post:
-            assert post.mtu == INNER[outer], "a route says so"
-        _assert_exact(source, sink, family, INNER[outer])
+            assert post.mtu == way.mtu(source, sink), "a route says so"
+        _assert_exact(source, sink, family, way.mtu(source, sink))
         assert_private(wire)
 
 
 @both
-def test_pods_that_know_nothing_are_told(outer: int, family: int) -> None:
+def test_pods_that_know_nothing_are_told(way: Way, family: int) -> None:
     """Their devices carry 1500 and no route says otherwise: ICMP does."""
-    with _ignorant(A, family, outer), _ignorant(B, family, outer):
+    with _ignorant(A, family, way), _ignorant(B, family, way):
         with Sniffer(markers=[SECRET]) as wire, connected(A, B, family) as (here, there):
             assert segment(here) == 1500 - IP_UDP[family] - 24
             assert exchange(here, there) == [True, True]
             assert [segment(each) for each in (here, there)] == [
-                INNER[outer] - IP_UDP[family] - 24
+                way.mtu(A, B) - IP_UDP[family] - 24
             ] * 2
             assert_private(wire)
         with parcels(A, B, family) as post:
-            assert post.mtu == INNER[outer], "learnt"
+            assert post.mtu == way.mtu(A, B), "learnt"
             assert post.carries(1500), "by now in pieces"
 
 
 @both
-def test_a_cable_gets_narrower_under_a_connection(outer: int, family: int) -> None:
-    inner = inner_mtu(NARROW, outer, 1 << 20)
+def test_a_cable_gets_narrower_under_a_connection(way: Way, family: int) -> None:
+    inner, between = way.mtu(A, B, NARROW), way.mtu("n1", "n2", NARROW)
     with Sniffer(markers=[MARKER]) as wire, load(A, B, family, pps=500) as run:
         time.sleep(pace.patient(1))
         with _narrow_cable(N2):
-            until(partial(_has_mtu, N1, inner), "n1 has heard it from the router")
-            until(partial(_has_mtu, N2, inner), "n2 has seen its device", 5)
+            until(partial(_has_mtu, N1, between), "n1 has heard it from the router")
+            until(partial(_has_mtu, N2, between), "n2 has seen its device", 5)
             with parcels(A, B, family) as post:
                 post.discover(PROBE_PATH)
                 post.send(content(inner + 1 - IP_UDP[family]))
@@ -114,13 +138,13 @@ def test_a_cable_gets_narrower_under_a_connection(outer: int, family: int) -> No
     assert outcome.stream_bytes == outcome.stream_sent
     assert outcome.lost == 0
     lab.restart_agent("n1")
-    assert _has_mtu(N1, INNER[outer]), "a new agent believes nobody yet"
+    assert _has_mtu(N1, way.mtu("n1", "n2")), "a new agent believes nobody yet"
 
 
 @both
 @pytest.mark.parametrize(("source", "sink"), PATHS, ids=lambda where: where.replace("/", "-"))
 def test_a_router_gets_narrower_under_a_connection(
-    outer: int, source: str, sink: str, family: int
+    way: Way, source: str, sink: str, family: int
 ) -> None:
     """Twice; the cables and devices stay as they are."""
     for pod in (A, B):
@@ -128,46 +152,46 @@ def test_a_router_gets_narrower_under_a_connection(
     with Sniffer(markers=[MARKER]) as wire, load(source, sink, family, pps=500) as run:
         time.sleep(pace.patient(1))
         for mtu in (NARROW, NARROWER):
-            inner = inner_mtu(mtu, outer, 1 << 20)
-            with _narrow_router(outer, mtu):
-                until(partial(_has_mtu, N1, inner), "n1 has heard it from the router")
-                _assert_exact(source, sink, family, inner)
+            between = way.mtu("n1", "n2", mtu)
+            with _narrow_router(way.outer, mtu):
+                until(partial(_has_mtu, N1, between), "n1 has heard it from the router")
+                _assert_exact(source, sink, family, way.mtu(source, sink, mtu))
                 time.sleep(pace.patient(1))
         outcome = run.stop()
         assert_private(wire)
     assert outcome.is_intact
     assert outcome.stream_bytes == outcome.stream_sent
     assert outcome.lost == 0
-    assert _has_mtu(N2, INNER[outer]), "nobody has complained of what n2 says"
+    assert _has_mtu(N2, way.mtu("n1", "n2")), "nobody has complained of what n2 says"
     lab.restart_agent("n1")
-    assert _has_mtu(N1, INNER[outer]), "a new agent believes nobody yet"
+    assert _has_mtu(N1, way.mtu("n1", "n2")), "a new agent believes nobody yet"
 
 
 @both
 def test_pods_that_were_made_for_another_family_outside_lose_nothing_for_good(
-    make_lab: MakeLab, outer: int, family: int
+    make_lab: MakeLab, way: Way, family: int
 ) -> None:
     """Their routes say what fitted then. What is too long now, their node cuts, or tells them."""
-    other = 10 - outer
-    make_lab(2, 1, settings={"outer_family": str(other), **ROUTERS[other]})
+    other = Way(10 - way.outer, way.routing)
+    make_lab(2, 1, settings=other.settings)
     try:
         with Sniffer(markers=[SECRET]) as wire:
             with connected(A, B, family) as (here, there):
                 assert exchange(here, there) == [True, True]
             with parcels(A, B, family) as post:
                 post.discover(PROBE_PATH)
-                longest = min(INNER.values()) - IP_UDP[family]
+                longest = min(way.mtu(A, B), other.mtu(A, B)) - IP_UDP[family]
                 assert post.carries(longest)
-                if other == 6:
+                if other.outer == 6:
                     post.send(content(longest + 1))
                     error = post.error()
                     assert error is not None
-                    assert error.mtu == INNER[6]
+                    assert error.mtu == other.mtu(A, B)
                 post.discover(MAY_FRAGMENT)
                 assert all(post.carries(size) for size in (longest + 1, 3000))
             assert_private(wire)
     finally:
-        make_lab(2, 1, settings={"outer_family": str(outer), **ROUTERS[outer]})
+        make_lab(2, 1, settings=way.settings)
 
 
 def _assert_exact(source: str, sink: str, family: int, inner: int) -> None:
@@ -221,7 +245,7 @@ def _narrow_router(outer: int, mtu: int) -> Iterator[None]:
 
 
 @contextmanager
-def _ignorant(pod: str, family: int, outer: int) -> Iterator[None]:
+def _ignorant(pod: str, family: int, way: Way) -> Iterator[None]:
     """The pod's default route without an MTU, as another plugin would make it."""
     place = pod_named(pod)
     via = str(place.node.pod_cidrs[0][1]) if family == 4 else "fe80::1"
@@ -231,7 +255,7 @@ def _ignorant(pod: str, family: int, outer: int) -> Iterator[None]:
     try:
         yield
     finally:
-        netns.run_in(place.namespace, [*ip, "mtu", str(INNER[outer])], check=True)
+        netns.run_in(place.namespace, [*ip, "mtu", str(way.mtu(A, B))], check=True)
         netns.run_in(place.namespace, ["ip", f"-{family}", "route", "flush", "cache"], check=True)
 
 
@@ -256,7 +280,7 @@ def _has_mtu(node: LabNode, inner: int) -> bool:
 
 
 def _route_mtus(node: LabNode) -> set[int | None]:
-    """Of all that leads to the door."""
+    """Of all that leads to the door; what is for pods may go by the overlay."""
     with Netlink(node.namespace) as netlink:
         door = netlink.link(of(node).door).index
         return {route.mtu for route in netlink.routes(200) if route.device == door}

@@ -15,9 +15,9 @@ from __future__ import annotations
 import socket
 import struct
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
 from typing import Any, Self
@@ -28,6 +28,7 @@ from scapy.all import (
     GRE,
     IP,
     UDP,
+    VXLAN,
     Dot1Q,
     Ether,
     IPOption_LSRR,
@@ -54,7 +55,8 @@ MakeLab = Callable[..., lab.LabState]
 NODES = tuple(map(LabNode, (1, 2, 3)))
 N1, N2, N3 = NODES
 EARS = ("n1/p1", "n1/p2", "n2/p1", "n3/p1", "n1", "n2", "n3")
-PORT, IKE_NAT = 4303, 4500
+PORT, IKE_NAT, VXLAN_PORT = 4303, 4500, 4789
+ANY_MAC = "02:00:00:00:00:77"
 MARKER = b"who-goes-there"
 NUMBERS = count(1)
 OTHERS = {
@@ -67,6 +69,7 @@ OTHERS = {
 }
 SO_MARK, OUTGOING = 36, 4
 
+FORGED = "DROP_FORGED_OVERLAY"
 SPOOFED_POD, SPOOFED_SOURCE = "DROP_SPOOFED_POD", "DROP_SPOOFED_SOURCE"
 INTRUDER, LEAK = "DROP_CLEAR_FROM_CLUSTER", "DROP_CLEAR_TO_CLUSTER"
 UNKNOWN_SPI, UNKNOWN, POD_ESP = "DROP_UNKNOWN_SPI", "DROP_UNKNOWN_PEER", "DROP_POD_ESP"
@@ -149,6 +152,14 @@ def by_way_of_old(header: Packet, caught: Packet) -> Packet:
     return header / route / udp(header.copy(), caught).payload
 
 
+def in_overlay(header: Packet, _: Packet, inner: str = "n3/p1") -> Packet:
+    """A pod's packet, of nobody's identity."""
+    family = 6 if isinstance(header, IPv6) else 4
+    pods = type(header)(src=address_of(inner, family), dst=address_of("n1/p1", family))
+    tunnel = header / UDP(sport=9, dport=VXLAN_PORT) / VXLAN(vni=0, flags=8)
+    return tunnel / Ether(dst=ANY_MAC, src=ANY_MAC) / pods / UDP(sport=PORT, dport=PORT)
+
+
 def with_little_time(header: Packet, caught: Packet) -> Packet:
     header.setfieldval("hlim" if isinstance(header, IPv6) else "ttl", 2)
     return udp(header, caught)
@@ -175,6 +186,8 @@ class Case:
     device: str = ""
     """That the socket is bound to."""
     families: tuple[int, ...] = (4, 6)
+    named: str = ""
+    """In whose name it is reported; the source's."""
     heard: str = ""
     """Where; nowhere."""
 
@@ -310,6 +323,29 @@ OBEYED = (
         at={"bpf": N3, "xfrm": N2}, whose=N2, wear=partial(by_way_of, to="n3/p1")),
 )  # fmt: skip
 """Where nodes go the ways that packets ask for."""
+OVERLAY = (
+    wire("a pod of n3, in n2's overlay", "n2", "n1", SPOOFED_SOURCE, wear=in_overlay,
+         named="n3/p1"),
+    wire("a pod of n2, of no identity", "n2", "n1", "DROP_WRONG_IDENTITY", named="n2/p1",
+         wear=partial(in_overlay, inner="n2/p1")),
+    wire("in a pod's overlay", "n2/p1", "n1", FORGED, wear=in_overlay),
+    wire("in nobody's overlay", "nobody", "n1", FORGED, wear=in_overlay),
+    wire("in the world's overlay", "world", "n1", FORGED, wear=in_overlay),
+    wire("in the node's own overlay", "n1", "n1", FORGED, wear=in_overlay),
+    wire("a piece of n2's overlay", "n2", "n1", wear=partial(in_pieces, wear=in_overlay)),
+    wire("a pod without any overlay", "n2/p1", "n1/p1"),
+    pod("in an overlay of its own", "n1/p1", "n2", FORGED, wear=in_overlay),
+    pod("the same to its own node", "n1/p1", "n1", FORGED, wear=in_overlay),
+    pod("the same to a gateway", "n1/p1", "n2.gateway", FORGED, wear=in_overlay),
+    pod("in its node's overlay", "n1", "n2", wear=in_overlay),
+    pod("the same, with the overlay's mark", "n1/p1", "n2", FORGED, wear=in_overlay, mark=4),
+    pod("its neighbour", "n1/p2", "n2/p1"),
+    Case("a process on n2", "n2", "n2", "n1", FORGED, wear=in_overlay, at=N2),
+    Case("the same, past the rules", "n2", "n2", "n1", LEAK, wear=in_overlay, at=N2, mark=0xC00,
+         named="n3/p1"),
+    *(replace(case, whose=N2) for case in TAKEN_OVER),
+)  # fmt: skip
+"""With the routing overlay."""
 HONEST = (
     Case("root on n2", "n2", "n2", "n1/p1", STACK, heard="n1/p1"),
     Case("root on n2, to the node", "n2", "n2", "n1", STACK, heard="n1"),
@@ -332,11 +368,28 @@ GROUPS = {
     "on the node": ON_THE_NODE,
     "honest": HONEST,
 }
-CASES = [
-    pytest.param(case, id=f"{group}: {case.says}")
-    for group, rows in GROUPS.items()
-    for case in rows
-]
+
+
+BOTH = (4, 6)
+
+
+def on_stage(routing: str, families: Iterable[int] = BOTH) -> pytest.MarkDecorator:
+    """Everything in one family, outside, too."""
+    rows = [pytest.param((family, routing), id=f"IPv{family}") for family in families]
+    return pytest.mark.parametrize("stage", rows, indirect=True)
+
+
+def played(
+    groups: Mapping[str, Iterable[Case]], families: tuple[int, ...] = BOTH
+) -> pytest.MarkDecorator:
+    """Those that are for these families."""
+    rows = [
+        pytest.param(case, id=f"{group}: {case.says}")
+        for group, cases in groups.items()
+        for case in cases
+        if case.families == families
+    ]
+    return pytest.mark.parametrize("case", rows)
 
 
 # --- the stage --------------------------------------------------------------------------------
@@ -423,24 +476,37 @@ class Ear:
                 self.heard.append(data)
 
 
-@pytest.fixture(scope="module", params=[4, 6], ids=["IPv4", "IPv6"])
+@pytest.fixture(scope="module")
 def stage(make_lab: MakeLab, request: pytest.FixtureRequest) -> Iterator[Stage]:
-    """Everything in one family, outside, too."""
-    make_lab(3, 2, settings={"outer_family": str(request.param)})
+    family, routing = request.param
+    make_lab(3, 2, settings={"outer_family": str(family), "routing": routing})
     with ExitStack() as stack:
-        yield Stage(stack, request.param)
+        yield Stage(stack, family)
 
 
-@pytest.mark.parametrize("case", CASES)
+@on_stage("direct")
+@played(GROUPS)
 def test_who_is_not_what_he_says_is_refused_and_named(stage: Stage, case: Case) -> None:
-    if stage.family in case.families:
-        play(stage, case)
+    play(stage, case)
 
 
-@pytest.mark.parametrize("case", OBEYED, ids=lambda case: case.says)
+@on_stage("direct", (6,))
+@played(GROUPS, (6,))
+def test_so_is_who_uses_what_only_ipv6_has(stage: Stage, case: Case) -> None:
+    play(stage, case)
+
+
+@on_stage("direct")
+@played({"obeyed": OBEYED})
 def test_no_detour_leads_past_the_keys(stage: Stage, case: Case) -> None:
     with _source_routes():
         play(stage, case)
+
+
+@on_stage("overlay")
+@played({"overlay": OVERLAY})
+def test_the_overlay_bears_no_disguise(stage: Stage, case: Case) -> None:
+    play(stage, case)
 
 
 def play(stage: Stage, case: Case) -> None:
@@ -467,7 +533,7 @@ def play(stage: Stage, case: Case) -> None:
     if name.startswith("DROP_"):
         flows = agents.ask(node, "flows", verdict="dropped")
         said = {(row["reason"], row["source"]["address"]) for row in flows}
-        assert (name, stage.address(case.source)) in said
+        assert (name, stage.address(case.named or case.source)) in said
     stage.sniffer.settle()
     said_to = {
         flow.destination for (flow, _), n in stage.sniffer.marks().items() if n > marks[flow]
