@@ -139,6 +139,7 @@ class OneNode:
         t = self.tables
         self.keying = Keying(
             self.ring, ME, t.nodes, t.sas_up, t.encrypt_up, t.passable, t.sas, t.sends, t.peers,
+            t.kept_contexts, t.own_sends, t.own_peers,
             self._publish, self._probe, time.monotonic, lambda _: None, str,
         )  # fmt: skip
 
@@ -158,12 +159,14 @@ class OneNode:
         }
         t.links.replace(links)
         t.endpoints.replace({})
+        t.encryption_policies.replace({})
         t.paths.replace({})
         route = RoutePlan(
             ME, "eth0", 200, "auto", self.engine, ANY_LENGTH, are_nodes_encrypted=True
         )
         planned = [
-            *derived.of_cluster(t, ME, "eth0", ()),
+            *derived.of_cluster(t, ME, "eth0", {}),
+            *derived.of_policies(t, ME),
             *derived.of_encryption(t, self.engine),
             *derived.of_routes(t, route),
             *derived.of_kernel_ipsec(t, "eth0"),
