@@ -77,7 +77,8 @@ static __always_inline int esp_load(struct __sk_buff *skb, struct scratch *s)
 	if (len > CCP_MAX)
 		return DROP_TOO_BIG;
 	if (bpf_skb_load_bytes(skb, p->payload, esp_head(&s->ccp), ESP_HEAD) ||
-	    bpf_skb_load_bytes(skb, p->payload + ESP_HEAD, s->ccp.data, len + ESP_ICV))
+	    bpf_skb_load_bytes(skb, p->payload + ESP_HEAD, s->ccp.data,
+			       bounded(len, CCP_MAX) + ESP_ICV))
 		return DROP_ESP_MALFORMED;
 	s->ccp.len = len;
 	return REASON_NONE;
