@@ -5,15 +5,16 @@ n1/p1, n1 ══ pings and numbered UDP, both families ══▶ n2/p1, n2      
    └─ somebody deletes rows, routes, rules, programs, devices; agents die; pods come and go
 
 One after the other, and then several at once, in an order that dice choose. After each the status
-is well again and every path answers, within a refresh. Only the last door is not taken away along
-with others: it is there for when the others fail, as they are for when it does.
+is well again and every path answers, within a refresh. Only the last door, and both that it knows
+nodes by, are not taken away along with others: it is there for when the others fail, as they are
+for when it does.
 """
 
 from __future__ import annotations
 
 import random
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import product
 
@@ -37,11 +38,13 @@ FAMILIES = (4, 6)
 SETTINGS = {"refresh_seconds": 2, "drain_seconds": "2s"}
 AT_ONCE, ROUNDS = 4, 6
 LAST_DOOR = "the last door's program"
+NODES_ARE_KNOWN_BY = {"the ipcache", "the cluster's CIDRs"}
+"""To the last door: without both it cannot tell nodes from strangers."""
 
 
 @pytest.fixture(scope="module")
-def two(make_lab: MakeLab) -> lab.LabState:
-    return make_lab(2, 1, settings=SETTINGS)
+def two(make_lab: MakeLab, request: pytest.FixtureRequest) -> lab.LabState:
+    return make_lab(2, 1, settings={**SETTINGS, "routing": request.param})
 
 
 def rows_of(name: str) -> Callable[[], None]:
@@ -115,23 +118,48 @@ HUNTS: dict[str, Callable[[], None]] = {
     "an agent": an_agent,
     "a pod": a_pod,
 }
+OF_OVERLAY: dict[str, Callable[[], None]] = {
+    "the overlay's device": ip("link del pellicle_tunnel"),
+    "the overlay's programs": program("egress_pellicle_tunnel", "ingress_pellicle_tunnel"),
+    "where the overlay leads": rows_of("remotes"),
+}
+directly = pytest.mark.parametrize("two", ["direct"], indirect=True)
+in_the_overlay = pytest.mark.parametrize("two", ["overlay"], indirect=True)
 
 
+@directly
 @pytest.mark.parametrize("what", HUNTS)
 def test_what_is_taken_away_leaks_nothing_and_is_healed(two: lab.LabState, what: str) -> None:
+    take_away(what)
+
+
+@directly
+def test_several_at_once_in_any_order(two: lab.LabState) -> None:
+    several_at_once(HUNTS)
+
+
+@in_the_overlay
+@pytest.mark.parametrize("what", HUNTS | OF_OVERLAY)
+def test_nor_does_it_in_the_overlay(two: lab.LabState, what: str) -> None:
+    take_away(what)
+
+
+def take_away(what: str) -> None:
     with heard():
-        HUNTS[what]()
+        (HUNTS | OF_OVERLAY)[what]()
         until(all_is_well, f"{what}: healed", 20)
 
 
-def test_several_at_once_in_any_order(two: lab.LabState) -> None:
+def several_at_once(hunts: Mapping[str, Callable[[], None]]) -> None:
     dice = random.Random(77)
     with heard():
         for _ in range(pace.amount(ROUNDS, 2)):
-            chosen = dice.sample(sorted(HUNTS.keys() - {LAST_DOOR}), AT_ONCE)
+            chosen = dice.sample(sorted(hunts.keys() - {LAST_DOOR}), AT_ONCE)
+            if set(chosen) >= NODES_ARE_KNOWN_BY:
+                chosen.remove("the cluster's CIDRs")
             for what in chosen:
                 with suppress(lab.LabError):  # a pod cannot be plugged in while all is down
-                    HUNTS[what]()
+                    hunts[what]()
             until(all_is_well, f"{', '.join(chosen)}: healed", 30)
 
 
