@@ -79,12 +79,26 @@ static __always_inline int is_routers_word(const struct packet *p)
 	return is_icmp_error(p) && !peer_find(&p->source) && addr_is_node(&p->source);
 }
 
+/* This node's own addresses are always among the cluster's.  Where they are not, somebody has taken
+ * the rows away, and then nobody is known for a stranger; only the link itself is.
+ */
+static __always_inline int is_cluster_lost(const struct addr *there)
+{
+	struct addr self = config.self4;
+
+	if (addr_is_zero(&self))
+		self = config.self6;
+	return !addr_is_link(there) && !addr_is_zero(there) && !cluster_has(&self);
+}
+
 /* The same, but for what policies let pass. */
 static __always_inline int border_members(struct scratch *s, const struct addr *there,
 					  const struct addr *here, int drop)
 {
 	if (!addr_is_node(there))
-		return peer_find(there) || cluster_has(there) ? drop : REASON_NONE;
+		return peer_find(there) || cluster_has(there) || is_cluster_lost(there) ?
+			       drop :
+			       REASON_NONE;
 	if (addr_is_node(here))
 		return border_between_nodes(s, drop);
 	return cluster_has(here) || peer_find(here) ? drop : REASON_NONE;

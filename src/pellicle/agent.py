@@ -148,7 +148,7 @@ class Agent:
         t, config = self._tables, self._config
         yield self._follow_directory()
         yield self._follow_links()
-        cidrs = _configured_cidrs(config)
+        cidrs = self._configured_cidrs()
         of_cluster = derived.of_cluster(t, self._name, self._uplink.name, cidrs)
         yield from map(derive, of_cluster)
         has_own = not config.are_keys_manual
@@ -390,12 +390,22 @@ class Agent:
         loaded = programs.load(words, config.bpffs / "maps")
         # Before a program runs over maps that may be new and empty: what is the cluster's, and what
         # may always pass.
-        cidrs = _configured_cidrs(config)
+        cidrs = self._configured_cidrs()
         for cidr_error in ipcache.cidr_target(loaded).put(cidrs).values():
             raise cidr_error
         for error in exempt.target(loaded).put(exempt.plan(config.exempt)).values():
             raise error
         return loaded
+
+    def _configured_cidrs(self) -> ipcache.Cidrs:
+        """What is the cluster's whatever the records say: this node, too."""
+        config = self._config
+        return ipcache.configured_cidrs(
+            config.cluster_cidrs,
+            config.node_cidrs,
+            config.node_cidrs_except,
+            self._uplink.addresses,
+        )
 
     def _reconciler(
         self, wanted: Table[Any, Any], target: Any, up: Table[Any, Any], *, once: bool = False
@@ -403,12 +413,6 @@ class Agent:
         made: Reconciler[Any, Any] = Reconciler(wanted, target, up, once=once)
         self._reconcilers.append(made)
         return made
-
-
-def _configured_cidrs(config: Config) -> ipcache.Cidrs:
-    return ipcache.configured_cidrs(
-        config.cluster_cidrs, config.node_cidrs, config.node_cidrs_except
-    )
 
 
 class CannotStart(Exception):  # noqa: N818  it is an answer for the operator

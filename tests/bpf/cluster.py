@@ -95,6 +95,8 @@ def furnish(node: Node) -> None:
     """Everything but SAs."""
     for cidr in ("10.244.0.0/16", "fd00:244::/32"):
         node.put_cidr(cidr)
+    for own in (f"{SELF4}/32", f"{SELF6}/128"):
+        node.put_cidr(own, flags=1)
     for address in (POD4, POD6):
         node.put_endpoint(address, identity=POD_IDENTITY, pod_mac=POD_MAC, host_mac=HOST_MAC)
         node.put_peer(address, node=SELF4, flags=LOCAL, identity=POD_IDENTITY)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -414,3 +415,25 @@ def test_a_pod_in_the_clear_cannot_shrink_our_mtu(node: Node, version: int) -> N
     seen = node.run("from_net", too_big(version, 600, OURS[version], source=source))
     assert (seen.action, seen.reason) == (SHOT, INTRUDER)
     assert [each["kind"] for each in node.seen_events()] == ["EVENT_FLOW"]
+
+
+@pytest.fixture
+def robbed(tmp_path: Path) -> Iterator[Node]:
+    """A node of which somebody has taken away all rows that say who belongs to the cluster."""
+    with loaded_node(tmp_path) as loaded:
+        furnish(loaded)
+        loaded.clear("ipcache", "cluster_cidrs")
+        yield loaded
+
+
+def test_who_knows_nobody_takes_nobody_for_a_stranger(robbed: Node) -> None:
+    for here, there in ((SELF4, OVER4.address), (SELF6, OVER6.address), (SELF4, WORLD4)):
+        seen = robbed.run("to_net", frame(ip(here, there)))
+        assert (seen.action, seen.reason) == (SHOT, LEAK)
+        seen = robbed.run("from_net", frame(ip(there, here)))
+        assert (seen.action, seen.reason) == (SHOT, INTRUDER)
+    for quiet in (solicit("fe80::1", "ff02::1:ff00:2"), frame(ip(SELF4, "224.0.0.18"))):
+        assert robbed.run("to_net", quiet).reason == PASSES
+    assert robbed.run("to_net", esp(SELF4, OVER4.address)).reason == PASSES
+    robbed.put_cidr(f"{SELF4}/32", flags=1)
+    assert robbed.run("to_net", frame(ip(SELF4, WORLD4))).reason == PASSES

@@ -38,8 +38,6 @@ FAMILIES = (4, 6)
 SETTINGS = {"refresh_seconds": 2, "drain_seconds": "2s"}
 AT_ONCE, ROUNDS = 4, 6
 LAST_DOOR = "the last door's program"
-NODES_ARE_KNOWN_BY = {"the ipcache", "the cluster's CIDRs"}
-"""To the last door: without both it cannot tell nodes from strangers."""
 
 
 @pytest.fixture(scope="module")
@@ -155,8 +153,6 @@ def several_at_once(hunts: Mapping[str, Callable[[], None]]) -> None:
     with heard():
         for _ in range(pace.amount(ROUNDS, 2)):
             chosen = dice.sample(sorted(hunts.keys() - {LAST_DOOR}), AT_ONCE)
-            if set(chosen) >= NODES_ARE_KNOWN_BY:
-                chosen.remove("the cluster's CIDRs")
             for what in chosen:
                 with suppress(lab.LabError):  # a pod cannot be plugged in while all is down
                     hunts[what]()

@@ -117,13 +117,15 @@ def test_networks_of_nodes_are_the_clusters_but_for_what_is_left_out() -> None:
     pods = [ip_network("10.244.0.0/16")]
     nodes = [ip_network("192.0.2.0/30"), ip_network("2001:db8::/64"), ip_network("10.9.0.0/24")]
     but = [ip_network("192.0.2.1/32"), ip_network("10.9.0.0/16"), ip_network("2001:db9::/64")]
-    rows = ipcache.configured_cidrs(pods, nodes, but)
+    own = NODES[N1].addresses
+    rows = ipcache.configured_cidrs(pods, nodes, but, own)
     is_node = CidrRow(CidrFlags.NODE)
     assert rows == {
         ip_network("10.244.0.0/16"): CidrRow(),
         ip_network("192.0.2.0/32"): is_node,
         ip_network("192.0.2.2/31"): is_node,
         ip_network("2001:db8::/64"): is_node,
+        **{ip_network(address): is_node for address in own},
     }
     known = ipcache.plan_cidrs(rows, NODES, {})
     assert rows.items() <= known.items()

@@ -90,14 +90,22 @@ Cidrs = dict[Network, CidrRow]
 
 
 def configured_cidrs(
-    of_pods: Iterable[Network], of_nodes: Iterable[Network], but: Iterable[Network]
+    of_pods: Iterable[Network],
+    of_nodes: Iterable[Network],
+    but: Iterable[Network],
+    own: Iterable[Address],
 ) -> Cidrs:
-    """Those that are the cluster's whatever the records say; `but`: no node is in there."""
+    """Those that are the cluster's whatever the records say; `but`: no node is in there.
+
+    `own`: addresses of this node. While they are not there, the datapath takes nobody for a
+    stranger.
+    """
     whole = set(of_nodes)
     for hole in but:
         whole = {part for cidr in whole for part in _around(cidr, hole)}
     rows = {cidr: CidrRow(CidrFlags.NODE) for cidr in whole}
-    return rows | {cidr: CidrRow() for cidr in of_pods}
+    rows |= {cidr: CidrRow() for cidr in of_pods}
+    return rows | {ip_network(address): CidrRow(CidrFlags.NODE) for address in own}
 
 
 def plan_cidrs(
