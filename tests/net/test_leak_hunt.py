@@ -136,10 +136,23 @@ def test_several_at_once_in_any_order(two: lab.LabState) -> None:
     several_at_once(HUNTS)
 
 
+@directly
+def test_who_knows_no_node_any_more_leaks_nothing_either(two: lab.LabState) -> None:
+    with heard():
+        for what in ("the ipcache", "the cluster's CIDRs", "the door", "the door's program"):
+            HUNTS[what]()
+        until(all_is_well, "healed", 30)
+
+
 @in_the_overlay
 @pytest.mark.parametrize("what", HUNTS | OF_OVERLAY)
 def test_nor_does_it_in_the_overlay(two: lab.LabState, what: str) -> None:
     take_away(what)
+
+
+@in_the_overlay
+def test_nor_do_several_at_once(two: lab.LabState) -> None:
+    several_at_once(HUNTS | OF_OVERLAY)
 
 
 def take_away(what: str) -> None:
