@@ -9,6 +9,7 @@ It can be killed at any moment: programs, maps and links stay, and the next one 
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import gc
 import os
 import signal
@@ -422,6 +423,7 @@ class CannotStart(Exception):  # noqa: N818  it is an answer for the operator
 async def run(config: Config) -> None:
     """Be this node's agent until SIGTERM or SIGINT; `CannotStart` says why not."""
     libc.forbid_core_dumps()
+    faulthandler.enable()  # what no core dump tells: where native code fell over
     gc.set_threshold(*GARBAGE)
     logs.configure(config.log_level, config.log_format)
     try:
