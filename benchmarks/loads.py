@@ -20,7 +20,6 @@ from typing import Any, Final
 from benchmarks.ways import CLIENT, SERVER, Path, process_in, round_trips
 from pellicle.kernel import netns
 from pellicle.lab import LabError
-from pellicle.lab.frames import Kind
 from pellicle.lab.patience import patient
 
 PORT: Final = 5201
@@ -81,7 +80,7 @@ def busy_seconds() -> float:
 
 def _must_agree(path: Path, received: int, protected: int) -> None:
     """All of it was encrypted, or nothing, as the wire was seen to carry it."""
-    is_clear = path.way.on_wire is Kind.CLEAR
+    is_clear = path.way.is_clear
     if received <= 0:
         raise LabError(f"{path.way.name}: nothing arrived")
     if (protected > 0) if is_clear else (protected < received):
