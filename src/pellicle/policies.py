@@ -16,7 +16,6 @@ from pellicle.facts import (
     PolicyNumber,
     Selector,
 )
-from pellicle.keys.rows import PeerKeys
 from pellicle.policy.members import Side
 from pellicle.serve import Answer, Request
 from pellicle.tables import Tables
@@ -91,13 +90,9 @@ class Policies:
             yield {
                 "node": node,
                 "encrypts": "own" if is_own else "the node's" if send else "nothing",
-                "why": _why(keys, is_own=is_own),
+                "why": "" if is_own else keys.why,
                 "pair": f"{send.pair:016x}" if send else "",
             }
-
-
-def _why(keys: PeerKeys, *, is_own: bool) -> str:
-    return "" if is_own else keys.why
 
 
 def words(selector: Selector) -> str:

@@ -133,6 +133,17 @@ class Target(Protocol[K, R]):
         """Take rows away; one that is absent is a success. What failed, and why."""
 
 
+def refusals(keys: Iterable[K], act: Callable[[K], object]) -> dict[K, OSError]:
+    """For targets of few rows: act on each by itself. What failed, and why."""
+    errors: dict[K, OSError] = {}
+    for key in keys:
+        try:
+            act(key)
+        except OSError as error:
+            errors[key] = error
+    return errors
+
+
 @dataclass(frozen=True, slots=True)
 class Failure:
     """A row that the world refused."""

@@ -20,6 +20,7 @@ from pellicle.kernel.bpf import Object
 from pellicle.kernel.netlink import Netlink
 from pellicle.kernel.netns import read_sysctl, write_sysctl
 from pellicle.kernel.offloads import ALL_TRANSMIT, is_on, switch_off
+from pellicle.table import refusals
 from pellicle.wire.link import LinkAddress, VethEnd
 
 STRICT, LOOSE = 1, 2
@@ -95,13 +96,7 @@ class DoorTarget:
         return {DOOR_HOST: Door(host.mtu, ours)}
 
     def put(self, rows: Mapping[str, Door]) -> Mapping[str, OSError]:
-        errors: dict[str, OSError] = {}
-        for name, door in rows.items():
-            try:
-                self._put(door)
-            except OSError as error:
-                errors[name] = error
-        return errors
+        return refusals(rows, lambda name: self._put(rows[name]))
 
     def remove(self, keys: Collection[str]) -> Mapping[str, OSError]:
         """The door stays as long as anything may still be routed to it: it fails closed."""

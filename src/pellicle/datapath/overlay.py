@@ -28,6 +28,7 @@ from pellicle.kernel.netlink import Netlink
 from pellicle.kernel.netns import read_sysctl, write_sysctl
 from pellicle.kernel.offloads import Offload, is_on, switch_off
 from pellicle.keys.records import outer_addresses
+from pellicle.table import refusals
 
 PORTS = {Overlay.VXLAN: 4789, Overlay.GENEVE: 6081}
 """IANA's: RFC 7348 §5, RFC 8926 §3.3."""
@@ -132,22 +133,10 @@ class OverlayTarget:
         return {DOOR_OVERLAY: OverlayDevice(kind, link.mtu if is_right else 0)}
 
     def put(self, rows: Mapping[str, OverlayDevice]) -> Mapping[str, OSError]:
-        errors: dict[str, OSError] = {}
-        for name, row in rows.items():
-            try:
-                self._put(row)
-            except OSError as error:
-                errors[name] = error
-        return errors
+        return refusals(rows, lambda name: self._put(rows[name]))
 
     def remove(self, keys: Collection[str]) -> Mapping[str, OSError]:
-        errors: dict[str, OSError] = {}
-        for name in keys:
-            try:
-                self._netlink.remove_link(name)
-            except OSError as error:
-                errors[name] = error
-        return errors
+        return refusals(keys, self._netlink.remove_link)
 
     def _put(self, row: OverlayDevice) -> None:
         link = self._netlink.links().get(DOOR_OVERLAY)

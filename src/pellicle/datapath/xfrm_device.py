@@ -24,6 +24,7 @@ from pellicle.facts import Engine, Link
 from pellicle.kernel.netlink import Netlink
 from pellicle.kernel.offloads import ALL_TRANSMIT, Offload, is_on, switch_off
 from pellicle.keys.rows import SaKey
+from pellicle.table import refusals
 
 IF_ID = 0x70656C6C
 """`pell`."""
@@ -72,22 +73,10 @@ class XfrmDeviceTarget:
         return {DOOR_XFRM: XfrmDevice(link.mtu, link.link)}
 
     def put(self, rows: Mapping[str, XfrmDevice]) -> Mapping[str, OSError]:
-        errors: dict[str, OSError] = {}
-        for name, row in rows.items():
-            try:
-                self._put(row)
-            except OSError as error:
-                errors[name] = error
-        return errors
+        return refusals(rows, lambda name: self._put(rows[name]))
 
     def remove(self, keys: Collection[str]) -> Mapping[str, OSError]:
-        errors: dict[str, OSError] = {}
-        for name in keys:
-            try:
-                self._netlink.remove_link(name)
-            except OSError as error:
-                errors[name] = error
-        return errors
+        return refusals(keys, self._netlink.remove_link)
 
     def _put(self, row: XfrmDevice) -> None:
         link = self._netlink.links().get(DOOR_XFRM)

@@ -9,7 +9,7 @@ from typing import Final
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from pellicle.ui.answers import Policy, PolicySide
+from pellicle.ui.answers import Policy
 from pellicle.ui.grid import Cell, Column, grid
 from pellicle.ui.sections import bullet
 
@@ -37,24 +37,19 @@ def policies(rows: Sequence[Policy], width: int) -> RenderableType:
 
 
 def _cells(row: Policy) -> Sequence[Cell]:
-    sides = [_side(side) for side in row.between]
+    sides = [side.selector for side in row.between]
     one, other = (*sides, *(["anybody"] if len(sides) == 1 else []), "", "")[:2]
     own = [each for each in row.own_keys if each.encrypts == "own"]
-    counts = row.between or [PolicySide("")]
     return (
         Text(row.name, "name"),
         Text(row.action, _STYLES.get(row.action, "")),
         one or "everybody",
         other,
         ", ".join(row.ports),
-        "+".join(str(side.here) for side in counts) if row.between else "",
-        "+".join(str(side.addresses) for side in counts) if row.between else "",
+        "+".join(str(side.here) for side in row.between),
+        "+".join(str(side.addresses) for side in row.between),
         f"{len(own)} of {len(row.own_keys)}" if row.own_keys else "",
     )
-
-
-def _side(side: PolicySide) -> str:
-    return side.selector
 
 
 def _idle(rows: Sequence[Policy]) -> Iterator[RenderableType]:
