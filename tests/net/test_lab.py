@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,18 @@ MOMENTS = {
     "the wire lies": f"/run/netns/{WIRE}",
     "the first agent starts": f"{RUN}/n1/agent.pid",
     "the last node is configured": f"{RUN}/n3/config.yaml",
+}
+LAST_THREAD = """
+import ctypes, threading, time
+threading.Thread(target=time.sleep, args=[600]).start()
+ctypes.CDLL(None).syscall(60, 0)  # exit(2): of this thread alone
+"""
+ENDS = {
+    "exit code 0": ["/bin/true"],
+    "exit code 3": ["/bin/sh", "-c", "exit 3"],
+    "signal 9, Killed": ["/bin/sh", "-c", "kill -KILL $$"],
+    "signal 11, Segmentation fault": ["/bin/sh", "-c", "kill -SEGV $$"],
+    "its first thread is gone, and others live on": [sys.executable, "-c", LAST_THREAD],
 }
 
 
@@ -273,6 +286,32 @@ def test_what_ignores_sigterm_is_killed(bare_wire: tuple[LabNode, ...], tmp_path
     assert processes.read_pid_file(pid_file) == process
     assert processes.stop([process], 0.2) == (process,)
     assert processes.read_pid_file(pid_file) is None
+
+
+@pytest.mark.parametrize("says", ENDS)
+def test_how_a_process_ended_is_told(
+    bare_wire: tuple[LabNode, ...], tmp_path: Path, says: str
+) -> None:
+    log, pid_file = tmp_path / "log", tmp_path / "pid"
+    process = processes.spawn(ENDS[says], bare_wire[0].namespace, log, pid_file)
+    try:
+        _wait_for(lambda: not processes.is_running(process), "the process to end")
+        assert processes.how_ended(pid_file) == says
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(process.pid, signal.SIGKILL)
+
+
+def test_of_a_process_that_runs_or_is_not_ours_no_end_is_told(
+    bare_wire: tuple[LabNode, ...], tmp_path: Path
+) -> None:
+    log, pid_file = tmp_path / "log", tmp_path / "pid"
+    process = processes.spawn(["/bin/sleep", "600"], bare_wire[0].namespace, log, pid_file)
+    assert processes.how_ended(pid_file) == ""
+    pid_file.write_text(json.dumps({"pid": process.pid, "started": process.started - 1}))
+    assert processes.how_ended(pid_file) == "how, only the command that started it could tell"
+    pid_file.unlink()
+    assert processes.how_ended(pid_file) == ""
 
 
 def test_down_ends_every_process_in_the_lab(bare_wire: tuple[LabNode, ...], tmp_path: Path) -> None:

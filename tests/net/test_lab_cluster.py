@@ -16,7 +16,7 @@ import yaml
 
 from pellicle import lab
 from pellicle.kernel import netns
-from pellicle.lab import cluster, pods, processes, state
+from pellicle.lab import agents, cluster, pods, processes, state
 from pellicle.lab.demo import demo
 from pellicle.lab.frames import Kind
 from pellicle.lab.sniffer import Sniffer
@@ -179,9 +179,27 @@ def test_the_secret_is_for_root_alone(make_lab: Up) -> None:
 def test_an_agent_that_cannot_start_is_named_with_its_log(make_lab: Up) -> None:
     make_lab(2, 1)
     with pytest.raises(
-        lab.LabError, match=r"(?s)the agent of n1 has ended:.*n1\| .*refresh_seconds"
+        lab.LabError,
+        match=r"(?s)the agent of (n[12]) has ended \(exit code 64\):.*\1\| .*refresh_seconds",
     ):
         make_lab(2, 1, settings={"refresh_seconds": "never"})
+    assert make_lab(2, 1).is_ready
+
+
+def test_an_agent_that_died_is_named_with_how_and_its_log(make_lab: Up) -> None:
+    make_lab(2, 1)
+    node = LabNode(1)
+    agent = processes.read_pid_file(node.pid_file)
+    assert agent is not None
+    processes.kill([agent], pace.patient(5))
+    for act in (
+        lambda: lab.add_pod("n1"),
+        lambda: agents.status(node),
+        lambda: agents.wait_ready([node], state.must_read_shape(), ()),
+    ):
+        words = r"the agent of n1 has ended \(signal 9, Killed\):\n  n1\| "
+        with pytest.raises(lab.LabError, match=words):
+            act()
     assert make_lab(2, 1).is_ready
 
 

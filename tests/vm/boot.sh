@@ -3,8 +3,8 @@
 # boot.sh [-k 6.12|6.1|newest|uml] [-t SECONDS] [-m MiB] [-r FOLDER] COMMAND…
 # Boots a kernel that has ESP over this machine's root and runs COMMAND in it, as root, in this folder
 # and environment. Everything that it writes stays in the machine, but for FOLDER. Prints its output as it
-# comes, ends with its status; 124: out of time, 125: the machine failed. Only a machine that died before
-# the command began is booted again, twice at most.
+# comes, ends with its status; 124: out of time, 125: the machine failed. When the command failed, what the
+# kernel had seen die follows. Only a machine that died before the command began is booted again, twice at most.
 set -u
 here=$(dirname "$(readlink -f "$0")")
 which=6.12 seconds=3600 memory=3072 results=

@@ -16,6 +16,8 @@ if [ "${1:-}" != inside ]; then
 	cd /run/root && mkdir -p run/old && pivot_root . run/old && umount -l run/old || die "no overlay root"
 	exec chroot . "$0" inside
 fi
+# What only the kernel has seen: who was killed, and why.
+deaths() { dmesg | grep -iE 'out of memory|oom-kill|segfault|general protection|traps:|BUG:|Oops|WARNING:|blocked for' | sed 's/^/vm: kernel: /'; }
 modules=$(word vm.mods) job=$(word vm.job) results=$(word vm.rw)
 [ -e /dev/vport0p1 ] && kind=virtiofs || kind=hostfs
 share() { # tag folder place
@@ -39,13 +41,20 @@ if [ $kind = virtiofs ]; then
 	exec 3>/dev/vport0p2
 	echo began >&3
 	setsid -w sh "$job/job" </dev/null >/dev/vport0p1 2>&1 3>&-
-	echo $? >&3
+	status=$?
+	[ $status = 0 ] || deaths >/dev/vport0p1
+	echo $status >&3
 else # a pipe: no program shall see a terminal; what is left running is killed, for the pipe to end
 	share job "$job" /run/job
 	stty raw -echo </dev/tty1; mkfifo /run/out
 	cat </run/out >/dev/tty1 & cat=$!
 	echo began >/run/job/rc
-	setsid -w sh "$job/job" </dev/null >/run/out 2>&1; echo $? >>/run/job/rc
+	{
+		setsid -w sh "$job/job" </dev/null
+		status=$?
+		[ $status = 0 ] || deaths
+	} >/run/out 2>&1
+	echo $status >>/run/job/rc
 	for pid in /proc/[1-9]*; do pid=${pid#/proc/}; [ "$pid" = 1 ] || [ "$pid" = $cat ] || kill -9 "$pid"; done 2>/dev/null
 	wait $cat
 fi

@@ -147,7 +147,8 @@ def ask(node: LabNode, call: str, **arguments: Any) -> list[Any]:
             with connection.makefile("rb") as lines:
                 rows = [json.loads(line) for line in lines]
     except (OSError, ValueError) as error:
-        raise LabError(f"the agent of {node.name} does not answer: {error}") from error
+        why = epitaph(node) or f"the agent of {node.name} does not answer: {error}"
+        raise LabError(why) from error
     for row in rows:
         if "error" in row:
             raise LabError(f"the agent of {node.name}: {row['error'].get('message')}")
@@ -178,7 +179,7 @@ def wait_ready(
     while waiting:
         for node in tuple(waiting):
             if processes.read_pid_file(node.pid_file) is None:
-                raise LabError(f"the agent of {node.name} has ended:\n{log_tail(node)}")
+                raise LabError(epitaph(node) or f"no agent runs on {node.name}")
             waiting[node] = why_not_ready(node, shape, addresses)
             if not waiting[node]:
                 del waiting[node]
@@ -224,6 +225,12 @@ def lacking(row: Mapping[str, Any], shape: Shape) -> list[str]:
         if table["applied"] != table["desired"] or table["failed"]
     ]
     return wants
+
+
+def epitaph(node: LabNode) -> str:
+    """How an agent has ended that nobody stopped, and its last words; else nothing."""
+    how = processes.how_ended(node.pid_file)
+    return how and f"the agent of {node.name} has ended ({how}):\n{log_tail(node)}"
 
 
 def log_tail(node: LabNode) -> str:

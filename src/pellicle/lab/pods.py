@@ -116,7 +116,8 @@ def call_plugin(pod: LabPod, command: str) -> Mapping[str, Any]:
         raise LabError(f"CNI {command} of {pod.name} took over {seconds:g} s") from error
     if done.returncode:
         said = (done.stdout + done.stderr).strip()
-        raise LabError(f"CNI {command} of {pod.name} failed: {_words(said)}{_epitaph(pod.node)}")
+        words = (f"CNI {command} of {pod.name} failed: {_words(said)}", agents.epitaph(pod.node))
+        raise LabError("\n".join(filter(None, words)))
     answer = json.loads(done.stdout) if done.stdout.strip() else {}
     return answer if isinstance(answer, dict) else {}
 
@@ -161,13 +162,6 @@ def _environment(pod: LabPod, command: str) -> dict[str, str]:
         "CNI_PATH": str(plugin_path().parent),
         "CNI_ARGS": ";".join(f"{key}={value}" for key, value in arguments.items()),
     }
-
-
-def _epitaph(node: LabNode) -> str:
-    """Why nobody could answer: the last words of an agent that has ended."""
-    if processes.read_pid_file(node.pid_file) is not None:
-        return ""
-    return f"\nthe agent of {node.name} has ended:\n{agents.log_tail(node)}"
 
 
 def _words(said: str) -> str:

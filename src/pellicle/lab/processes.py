@@ -12,11 +12,12 @@ import json
 import os
 import select
 import signal
+import threading
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from time import monotonic
+from time import monotonic, sleep
 from typing import Final
 
 from pellicle.kernel import netns
@@ -24,6 +25,7 @@ from pellicle.kernel import netns
 DEFAULTED: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGPIPE, signal.SIGQUIT, signal.SIGHUP)
 """Whatever the starter ignores or blocks, its child begins like any program."""
 PROC: Final = Path("/proc")
+REAP_SECONDS: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,9 @@ class Process:
 
 _spawned: set[Process] = set()
 """Ours to reap; a dead child that nobody waits for stays as a zombie."""
+_ends: dict[Process, int] = {}
+"""The exit codes of those that were reaped here, negative for a signal."""
+_reaping = threading.Lock()
 
 
 def spawn(argv: Sequence[str], namespace: str, log: Path, pid_file: Path) -> Process:
@@ -66,23 +71,34 @@ def spawn(argv: Sequence[str], namespace: str, log: Path, pid_file: Path) -> Pro
 
 def read_pid_file(pid_file: Path) -> Process | None:
     """The process that `pid_file` names, if it still runs."""
-    try:
-        row = json.loads(pid_file.read_text())
-        process = Process(int(row["pid"]), int(row["started"]))
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return process if is_running(process) else None
+    process = _named(pid_file)
+    return process if process is not None and is_running(process) else None
+
+
+def how_ended(pid_file: Path) -> str:
+    """How the process that `pid_file` names came to its end, in words; empty when it runs, or when
+    the file is gone, because it was stopped on purpose.
+    """
+    process = _named(pid_file)
+    if process is None or is_running(process):
+        return ""
+    deadline = monotonic() + REAP_SECONDS
+    while process in _spawned and monotonic() < deadline:
+        # One of many threads can be told from a dead one by the first, and reaped after the last.
+        sleep(REAP_SECONDS / 100)
+        _reap(process)
+    if process in _spawned:
+        return "its first thread is gone, and others live on"
+    code = _ends.get(process)
+    if code is None:
+        return "how, only the command that started it could tell"
+    return f"signal {-code}, {signal.strsignal(-code)}" if code < 0 else f"exit code {code}"
 
 
 def is_running(process: Process) -> bool:
     """Whether exactly this process lives. A dead one that was spawned here is reaped."""
-    if process in _spawned:
-        with suppress(ChildProcessError):
-            os.waitpid(process.pid, os.WNOHANG)
-    is_alive = _started(process.pid) == process.started
-    if not is_alive:
-        _spawned.discard(process)
-    return is_alive
+    _reap(process)
+    return _started(process.pid) == process.started
 
 
 def send_signal(process: Process, number: signal.Signals) -> bool:
@@ -147,6 +163,29 @@ def lives_in(process: Process, namespace: str) -> bool:
     """Whether it is in the network namespace that has this name now."""
     there = _inode(netns.path_of(namespace))
     return there is not None and _inode(PROC / str(process.pid) / "ns/net") == there
+
+
+def _named(pid_file: Path) -> Process | None:
+    try:
+        row = json.loads(pid_file.read_text())
+        return Process(int(row["pid"]), int(row["started"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _reap(process: Process) -> None:
+    """If it has ended and is ours: its exit code is kept, and nothing else is left of it."""
+    with _reaping:
+        if process not in _spawned:
+            return
+        try:
+            pid, status = os.waitpid(process.pid, os.WNOHANG)
+        except ChildProcessError:  # somebody here waits for whatever child ends
+            _spawned.discard(process)
+            return
+        if pid:
+            _ends[process] = os.waitstatus_to_exitcode(status)
+            _spawned.discard(process)
 
 
 @contextmanager
