@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any
 
+from pellicle.encryption.table import EncryptKey
 from pellicle.exemptions import ports_text
 from pellicle.facts import (
     Context,
@@ -81,17 +82,19 @@ class Policies:
 
     def _keys(self, policy: EncryptionPolicy) -> Iterator[dict[str, Any]]:
         """With whom it has some of its own."""
-        sends = self._tables.own_sends.rows
+        sends, stands = self._tables.own_sends.rows, self._tables.encrypt_up.rows
         for (node, context), keys in sorted(self._tables.own_peers.rows.items()):
             if context != Context(policy.number):
                 continue
             send = sends.get((node, context))
-            is_own = send is not None and send.pair == keys.pair
+            # What the datapath goes by, which the plan may be ahead of.
+            row = send and stands.get(EncryptKey(send.context, send.node))
+            is_own = row is not None and row.pair == keys.pair
             yield {
                 "node": node,
-                "encrypts": "own" if is_own else "the node's" if send else "nothing",
+                "encrypts": "own" if is_own else "the node's" if row else "nothing",
                 "why": "" if is_own else keys.why,
-                "pair": f"{send.pair:016x}" if send else "",
+                "pair": f"{row.pair:016x}" if row else "",
             }
 
 
