@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: (BSD-2-Clause OR GPL-2.0-only)
-/* The packet's house: eight hooks and the maps they share.
+/* The packet's house: nine hooks and the maps they share.
  *
- *     pod ─▶ from_pod ─▶ stack ─▶ (to_overlay ─▶) door ─▶ to_net ─▶ wire ─▶ from_net (─▶ from_overlay) ─▶ pod
+ *     pod ─▶ from_pod ─▶ stack ─▶ (to_overlay ─▶) door ─▶ to_net, backstop ─▶ wire ─▶ from_net (─▶ from_overlay) ─▶ pod
  *
  * Each hook's file is its story; tables.h is the contract with the agent.
  */

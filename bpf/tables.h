@@ -111,6 +111,7 @@ struct config {
 	__u8 pad;
 	struct addr self4;	/* this node's outer addresses; zero: none in that family */
 	struct addr self6;
+	__u64 seal;		/* of to_net on what it let pass: drawn at load, nobody else's */
 };
 extern const volatile struct config config;	/* defined once, in pellicle.bpf.c */
 

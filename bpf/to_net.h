@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: (BSD-2-Clause OR GPL-2.0-only)
 /* The last door: whatever leaves by the uplink for a pod or a node of the cluster, is not our ESP and
  * not exempt, is a leak, and stops here.  It trusts nothing that happened before.
+ *
+ * It stands twice: backstop is attached in another way than to_net, behind it.  A packet that bears
+ * the seal of this life of the datapath has been looked at; one without finds to_net gone.
  */
 #pragma once
 #include "border.h"
@@ -118,8 +121,7 @@ static __always_inline int to_net_judge(struct __sk_buff *skb, struct scratch *s
 	return REASON_NONE;
 }
 
-SEC("tc")
-int to_net(struct __sk_buff *skb)
+static __always_inline int last_door(struct __sk_buff *skb)
 {
 	struct scratch *s;
 	int reason;
@@ -141,4 +143,26 @@ int to_net(struct __sk_buff *skb)
 	if (skb->mark == MARK_OUT) /* readdressed: by another route, to another neighbour */
 		return bpf_redirect_neigh(config.uplink_ifindex, 0, 0, 0);
 	return TC_ACT_OK;
+}
+
+SEC("tc")
+int to_net(struct __sk_buff *skb)
+{
+	int action = last_door(skb);
+
+	if (action != TC_ACT_OK)
+		return action;
+	skb->cb[0] = config.seal;
+	skb->cb[1] = config.seal >> 32;
+	return TC_ACT_UNSPEC; /* whoever is attached behind it is asked, too */
+}
+
+SEC("tc")
+int backstop(struct __sk_buff *skb)
+{
+	if (skb->cb[0] == (__u32)config.seal && skb->cb[1] == (__u32)(config.seal >> 32)) {
+		skb->cb[0] = 0;
+		return TC_ACT_OK;
+	}
+	return last_door(skb);
 }

@@ -37,6 +37,7 @@ from pellicle.encryption.routes import (
     RoutePlan,
     RouteTarget,
     RuleTarget,
+    tables_of,
 )
 from pellicle.encryption.sas import SaTarget
 from pellicle.encryption.states import States
@@ -53,8 +54,10 @@ from pellicle.flows.history import History
 from pellicle.kernel import Unsupported, libc
 from pellicle.kernel.bpf import Object, ensure_bpffs
 from pellicle.kernel.bpf.attach import Mode
+from pellicle.kernel.changes import RouteChanges
 from pellicle.kernel.netlink import Netlink
-from pellicle.kernel.xfrm import Xfrm, XfrmChanges
+from pellicle.kernel.nlsocket import Alarm
+from pellicle.kernel.xfrm import XfrmChanges
 from pellicle.keyhold import NO_KEYS, NodeKeys
 from pellicle.keys.pairing import LocalNode, ProbeKind
 from pellicle.keys.secret import SecretError
@@ -205,6 +208,8 @@ class Agent:
         subnets = config.encrypt_subnets
         yield from map(derive, derived.of_encryption(t, self._choice.engine, subnets))
         yield from self._kernel_ipsec()
+        changes = RouteChanges(tables_of(config.route_table), own=[self._netlink.port])
+        yield self._miss(changes, t.rules, t.routes)
         self._paths.forget()
         t.rules.replace(route.rules())
         if t.rules.rows:
@@ -234,7 +239,7 @@ class Agent:
         yield from map(derive, of_kernel)
         self._reconciler(t.device, XfrmDeviceTarget(self._netlink), t.device_up)
         self._reconciler(t.policies, PolicyTarget(self._states.xfrm), t.policies_up)
-        yield self._watch_kernel(self._states.xfrm)
+        yield self._miss(XfrmChanges(own=[self._states.xfrm.port]), t.sas, t.policies)
         yield others.follow(self._states.xfrm, t.others)
 
     # --- sources ------------------------------------------------------------------------------
@@ -282,10 +287,9 @@ class Agent:
             await asyncio.sleep(WATCH_SECONDS)
             self._paths.forget()
 
-    async def _watch_kernel(self, xfrm: Xfrm) -> None:
-        """States or policies that somebody else has taken away are missed at once."""
-        tables = {self._tables.sas, self._tables.policies}
-        with XfrmChanges(own=[xfrm.port]) as changes:
+    async def _miss(self, changes: Alarm, *tables: Table[Any, Any]) -> None:
+        """What somebody else has taken away of these is put back at once."""
+        with changes:
             async for _ in changes:
                 for each in self._reconcilers:
                     if each.desired in tables:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, ip_address, ip_network
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,12 @@ from pellicle.kernel.bpf import Object, RingBuffer, SkbContext
 from tests.bpf.esp import Keys
 
 OK, SHOT, REDIRECT = 0, 2, 7
+NEXT = -1
+"""TC_ACT_UNSPEC: the next program decides."""
 BPF, XFRM = 1, 2
 """`enum engine`."""
+SEAL = 0x5EA1_0123_4567_89AB
+"""to_net's."""
 LOOPBACK = 1
 NEVER = 0
 
@@ -174,11 +178,15 @@ class Node:
     # --- packets ---------------------------------------------------------------------------------
 
     def run(self, program: str, frame: bytes, **context: Any) -> Seen:
-        """One packet through one program."""
+        """One packet through one program, and through backstop if that is left to decide."""
         ctx = SkbContext(**context)
         done = self.object.program(program).test_run(frame, ctx=ctx.pack())
-        mark = SkbContext.unpack(done.ctx).mark
-        return Seen(done.retval, done.data, mark, *self.counted())
+        after = SkbContext.unpack(done.ctx)
+        if done.retval == NEXT:
+            sealed = replace(ctx, mark=after.mark, cb=after.cb)
+            done = self.object.program("backstop").test_run(done.data, ctx=sealed.pack())
+            after = SkbContext.unpack(done.ctx)
+        return Seen(done.retval, done.data, after.mark, *self.counted())
 
     def counted(self) -> tuple[tuple[str, ...], int]:
         """Since the last packet: a reason for each packet counted, and all their bytes."""
@@ -226,6 +234,7 @@ def loaded_node(
         "nodes": 1,
         "uplink_ifindex": LOOPBACK,
         "flow_interval_ms": 5000,
+        "seal": SEAL,
         **config,
     }
     layout = _config_layout(path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterator
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ from tests.bpf.cluster import (
     furnish,
     put_inbound,
 )  # fmt: skip
-from tests.bpf.node import OK, SHOT, Node, addr, loaded_node
+from tests.bpf.node import OK, SEAL, SHOT, Node, addr, loaded_node
 from tests.bpf.packets import ESP, ICMP, ICMPV6, UDP, frame, ip
 
 LEAK, INTRUDER = "DROP_CLEAR_TO_CLUSTER", "DROP_CLEAR_FROM_CLUSTER"
@@ -243,10 +244,10 @@ COMING = {
 
 @pytest.mark.parametrize(
     ("program", "says"),
-    [("to_net", says) for says in LEAVING] + [("from_net", says) for says in COMING],
+    [*product(("to_net", "backstop"), LEAVING), *(("from_net", says) for says in COMING)],
 )
 def test_borders(node: Node, program: str, says: str) -> None:
-    packet, reason = (LEAVING if program == "to_net" else COMING)[says]
+    packet, reason = (COMING if program == "from_net" else LEAVING)[says]
     rows = len(node.rows("flows"))
     seen = node.run(program, packet)
     assert (seen.reason, seen.frame) == (reason, packet)
@@ -256,12 +257,12 @@ def test_borders(node: Node, program: str, says: str) -> None:
 
 @pytest.mark.parametrize(
     ("program", "says"),
-    [("to_net", says) for says in LEAVING] + [("from_net", says) for says in COMING],
+    [*product(("to_net", "backstop"), LEAVING), *(("from_net", says) for says in COMING)],
 )
 def test_without_encryption_everything_passes(
     node_in_the_clear: Node, program: str, says: str
 ) -> None:
-    packet, _ = (LEAVING if program == "to_net" else COMING)[says]
+    packet, _ = (COMING if program == "from_net" else LEAVING)[says]
     seen = node_in_the_clear.run(program, packet)
     assert (seen.action, seen.reasons, seen.frame) == (OK, (), packet)
     assert node_in_the_clear.rows("flows") == []
@@ -272,13 +273,13 @@ CLOSED = {LEAK, INTRUDER}
 
 @pytest.mark.parametrize(
     ("program", "says"),
-    [("to_net", says) for says in LEAVING] + [("from_net", says) for says in COMING],
+    [*product(("to_net", "backstop"), LEAVING), *(("from_net", says) for says in COMING)],
 )
 def test_monitor_reports_and_lets_pass_exactly_what_enforce_drops(
     monitor: Node, program: str, says: str
 ) -> None:
     """For being clear: what is forged or malformed is dropped in both modes."""
-    packet, reason = (LEAVING if program == "to_net" else COMING)[says]
+    packet, reason = (COMING if program == "from_net" else LEAVING)[says]
     seen = monitor.run(program, packet)
     if reason in CLOSED:
         assert (seen.action, seen.reason, seen.frame) == (OK, f"AUDITED_{reason}", packet)
@@ -288,8 +289,24 @@ def test_monitor_reports_and_lets_pass_exactly_what_enforce_drops(
 
 def test_monitor_does_not_report_at_the_last_door_what_was_reported_before(monitor: Node) -> None:
     for says in ("for a node", "a pod's packet for a node", "for a node, exempt"):
-        seen = monitor.run("to_net", LEAVING[says][0], mark=OUT)
-        assert (seen.action, seen.reasons, seen.mark) == (OK, (), 0)
+        for program in ("to_net", "backstop"):
+            seen = monitor.run(program, LEAVING[says][0], mark=OUT)
+            assert (seen.action, seen.reasons, seen.mark) == (OK, (), 0)
+
+
+def test_the_last_door_s_seal_is_its_own(node: Node) -> None:
+    """What to_net let pass is not judged a second time; without exactly its seal, everything is."""
+    leak, _ = LEAVING["for a node"]
+    sealed = (SEAL & 0xFFFFFFFF, SEAL >> 32, 0, 0, 0)
+    assert node.run("backstop", leak, cb=sealed).reason == PASSES
+    for bit in range(64):
+        forged = SEAL ^ 1 << bit
+        halves = (forged & 0xFFFFFFFF, forged >> 32, 0, 0, 0)
+        assert node.run("backstop", leak, cb=halves).reason == LEAK
+        assert node.run("to_net", leak, cb=halves).reason == LEAK
+    assert node.run("to_net", leak, cb=sealed).reason == LEAK, "to_net asks for none"
+    exempt = LEAVING["for a node, exempt"][0]
+    assert node.run("to_net", exempt).reasons == ("CLEAR_EXEMPT",), "reported once"
 
 
 def test_an_exempt_flow_names_its_rule(node: Node) -> None:
@@ -300,15 +317,17 @@ def test_an_exempt_flow_names_its_rule(node: Node) -> None:
     assert rules == {packets.TCP: 71, OSPF: 72}
 
 
+LEAVING_NODES = ("for a node", "for a node, IPv6", "for a node in a CIDR", "for a node, exempt")
 BETWEEN_NODES = {
-    "to_net": ("for a node", "for a node, IPv6", "for a node in a CIDR", "for a node, exempt"),
+    "to_net": LEAVING_NODES,
+    "backstop": LEAVING_NODES,
     "from_net": ("a node", "a node, IPv6", "a node in a CIDR", "a node, exempt"),
 }
 
 
 @pytest.mark.parametrize("program", BETWEEN_NODES)
 def test_nodes_may_be_left_alone(pods_only: Node, program: str) -> None:
-    cases = LEAVING if program == "to_net" else COMING
+    cases = COMING if program == "from_net" else LEAVING
     for says, (packet, reason) in cases.items():
         seen = pods_only.run(program, packet)
         if says in BETWEEN_NODES[program]:

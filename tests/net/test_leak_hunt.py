@@ -5,9 +5,8 @@ n1/p1, n1 ══ pings and numbered UDP, both families ══▶ n2/p1, n2      
    └─ somebody deletes rows, routes, rules, programs, devices; agents die; pods come and go
 
 One after the other, and then several at once, in an order that dice choose. After each the status
-is well again and every path answers, within a refresh. Only the last door, and both that it knows
-nodes by, are not taken away along with others: it is there for when the others fail, as they are
-for when it does.
+is well again and every path answers, within a refresh. What leads to the door, the last door, and
+the last door's second stand for each other: any two may be missing at once, not all three.
 """
 
 from __future__ import annotations
@@ -37,7 +36,8 @@ WAYS = list(product(("n1/p1", "n1"), ("n2/p1", "n2")))
 FAMILIES = (4, 6)
 SETTINGS = {"refresh_seconds": 2, "drain_seconds": "2s"}
 AT_ONCE, ROUNDS = 4, 6
-LAST_DOOR = "the last door's program"
+LAST_DOORS = {"the last door's program", "the last door's second"}
+LEADING = {"routes of the node", "the rule for the node"}
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +70,13 @@ def pods_program() -> None:
     for link in (N1.bpffs / "links").glob("ingress_pel*"):
         if link.name not in {"ingress_pellicle_net", "ingress_pellicle_xfrm"}:
             link.unlink()
+
+
+def tc(command: str) -> Callable[[], None]:
+    def run() -> None:
+        netns.run_in(N1.namespace, ["tc", *command.split()], capture_output=True)
+
+    return run
 
 
 def ip(*commands: str) -> Callable[[], None]:
@@ -110,7 +117,8 @@ HUNTS: dict[str, Callable[[], None]] = {
     "the rule for the node": ip("rule del pref 2"),
     "the pods' program": pods_program,
     "the door's program": program("ingress_pellicle_net", "egress_pellicle_xfrm"),
-    LAST_DOOR: program("egress_eth0"),
+    "the last door's program": program("egress_eth0"),
+    "the last door's second": tc("qdisc del dev eth0 clsact"),
     "the program that opens": program("ingress_eth0", "ingress_pellicle_xfrm"),
     "the door": the_door,
     "an agent": an_agent,
@@ -137,11 +145,37 @@ def test_several_at_once_in_any_order(two: lab.LabState) -> None:
 
 
 @directly
+def test_only_without_all_three_is_anything_readable(two: lab.LabState) -> None:
+    """And with no agent to put them back. It shows that the listener would hear of a leak."""
+    with Sniffer(markers=[MARKER[:16]]) as wire, all_talk():
+        lab.kill_agent("n1")
+        for what in sorted(LAST_DOORS):
+            HUNTS[what]()
+        wire.settle()
+        assert wire.marks() == {}
+        HUNTS["the rule for the node"]()
+        until(lambda: bool(wire.marks()), "readable")
+        lab.start_agent("n1")
+        until(all_is_well, "healed", 20)
+
+
+@directly
 def test_who_knows_no_node_any_more_leaks_nothing_either(two: lab.LabState) -> None:
     with heard():
         for what in ("the ipcache", "the cluster's CIDRs", "the door", "the door's program"):
             HUNTS[what]()
         until(all_is_well, "healed", 30)
+
+
+@pytest.mark.parametrize("table", [200, 7000])
+def test_the_ways_are_back_before_any_refresh(make_lab: MakeLab, table: int) -> None:
+    """Other software flushes routes and rules that it does not know."""
+    make_lab(2, 1, settings={"refresh_seconds": 3600, "route_table": table})
+    with heard():
+        ip("rule del pref 1", "rule del pref 2")()
+        until(all_is_well, "the rules are back")
+        ip(f"route flush table {table}", f"route flush table {table + 1}")()
+        until(all_is_well, "the routes are back")
 
 
 @in_the_overlay
@@ -165,7 +199,9 @@ def several_at_once(hunts: Mapping[str, Callable[[], None]]) -> None:
     dice = random.Random(77)
     with heard():
         for _ in range(pace.amount(ROUNDS, 2)):
-            chosen = dice.sample(sorted(hunts.keys() - {LAST_DOOR}), AT_ONCE)
+            chosen = dice.sample(sorted(hunts), AT_ONCE)
+            while set(chosen) >= LAST_DOORS and LEADING & set(chosen):
+                chosen = dice.sample(sorted(hunts), AT_ONCE)
             for what in chosen:
                 with suppress(lab.LabError):  # a pod cannot be plugged in while all is down
                     hunts[what]()
@@ -175,17 +211,23 @@ def several_at_once(hunts: Mapping[str, Callable[[], None]]) -> None:
 @contextmanager
 def heard() -> Iterator[None]:
     """Everybody talks all the time, and nothing of it can be read on the wire."""
-    with Sniffer(markers=[MARKER[:16]], nonces=True) as wire, ExitStack() as ends:
+    with Sniffer(markers=[MARKER[:16]], nonces=True) as wire, all_talk():
+        yield
+        wire.settle()
+        assert (wire.lost(), wire.marks()) == (0, {})
+        assert wire.leaks() == ()
+        assert wire.reuses() == ()
+
+
+@contextmanager
+def all_talk() -> Iterator[None]:
+    with ExitStack() as ends:
         for (source, to), family in product(WAYS, FAMILIES):
             argv = ["ping", "-q", "-i", "0.02", "-p", MARKER[:16].hex(), address_of(to, family)]
             ping = netns.start_in(namespace_of(source), argv, stdout=subprocess.DEVNULL)
             ends.callback(ping.wait)
             ends.callback(ping.kill)
         yield
-        wire.settle()
-        assert (wire.lost(), wire.marks()) == (0, {})
-        assert wire.leaks() == ()
-        assert wire.reuses() == ()
 
 
 def all_is_well() -> bool:

@@ -28,7 +28,7 @@ from typing import Any
 import pytest
 
 from pellicle.kernel import netns
-from pellicle.kernel.changes import Change, Changes, Group, Missed
+from pellicle.kernel.changes import Change, Changes, Group, Missed, RouteChanges
 from pellicle.kernel.netlink import Netlink
 from pellicle.kernel.offloads import ALL_TRANSMIT, Offload, is_on, switch_off, switch_on
 from pellicle.wire.link import LinkAddress, LinkInfo, VethEnd
@@ -306,3 +306,41 @@ def test_lost_changes_are_admitted(pair: Pair) -> None:
         pair.left.put_routes(many)
         seen = asyncio.run(asyncio.wait_for(first_word(changes), 10))
     assert Missed in seen
+
+
+@pytest.mark.parametrize("table", [201, 7000])
+def test_only_others_changes_to_these_tables_are_heard(pair: Pair, table: int) -> None:
+    """By the kernel's own filter: thousands of routes of others wake nobody."""
+    va = pair.va.index
+    others = [Route(IPv4Network((10 << 24 | n << 8, 24)), va, table=254) for n in range(3000)]
+    own = Route(IPv4Network("10.9.0.0/24"), va, table=table)
+    rule = Rule(4, 5, table, 0xE00, 0xF00)
+
+    async def heard(alarm: RouteChanges) -> bool:
+        try:
+            await asyncio.wait_for(anext(alarm), 0.2)
+        except TimeoutError:
+            return False
+        return True
+
+    async def watch(alarm: RouteChanges) -> None:
+        with Netlink(LEFT) as stranger:
+            stranger.put_routes(others)
+            stranger.put_rules([Rule(6, 5, 99, 0xE00, 0xF00)])
+            pair.left.put_routes([own])
+            pair.left.put_rules([rule])
+            assert not await heard(alarm)
+            for act in (
+                lambda: stranger.remove_rules([rule]),
+                lambda: stranger.put_rules([rule]),
+                lambda: stranger.put_routes([replace(own, mtu=1300)]),
+                lambda: stranger.remove_routes([own]),
+            ):
+                assert act() == {}
+                assert await heard(alarm)
+            assert not await heard(alarm), "once"
+            stranger.put_routes([Route(IPv6Network("fd00:9::/64"), va, table=table)])
+            assert await heard(alarm)
+
+    with RouteChanges((table, table + 1), own=[pair.left.port], namespace=LEFT) as alarm:
+        asyncio.run(asyncio.wait_for(watch(alarm), pace.patient(20)))

@@ -153,6 +153,7 @@ def test_programs_go_where_they_belong_and_nowhere_else() -> None:
     assert programs.plan("eth0", links) == {
         HookName("eth0", "ingress"): Hook(2, "from_net"),
         HookName("eth0", "egress"): Hook(2, "to_net"),
+        HookName("eth0", "egress", is_backstop=True): Hook(2, "backstop"),
         HookName("pellicle_net", "ingress"): Hook(4, "door"),
         HookName("pel0123456789a", "ingress"): Hook(5, "from_pod"),
     }

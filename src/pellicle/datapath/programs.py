@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The eight programs: loaded as one object, each on its devices, pinned to outlive the agent.
+"""The nine programs: loaded as one object, each on its devices, pinned to outlive the agent.
 
     from_pod   ingress of every pod device       door          ingress of pellicle_net
     from_net   ingress of the uplink             door_xfrm     egress of pellicle_xfrm
     to_net     egress of the uplink              from_xfrm     ingress of pellicle_xfrm
-                                                 to_overlay    egress of pellicle_tunnel
+    backstop   the same, behind it               to_overlay    egress of pellicle_tunnel
                                                  from_overlay  ingress of pellicle_tunnel
 
 A new agent loads the object again over the pinned maps and swaps the programs in place.
@@ -14,9 +14,11 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 import socket
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
@@ -54,6 +56,8 @@ log = structlog.get_logger()
 class HookName(NamedTuple):
     device: str
     direction: Direction
+    is_backstop: bool = False
+    """Always a filter, behind what is attached by link: who takes one away leaves the other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +83,8 @@ class Words:
     """0: pods are routed directly."""
     overlay_first: int = 0
     """The first byte of the overlay's header."""
+    seal: int = field(default_factory=partial(secrets.randbits, 64))
+    """`to_net`'s, on what it let pass."""
 
 
 def object_path() -> Path:
@@ -133,6 +139,7 @@ def pack_words(btf: Btf, words: Words) -> bytes:
         overlay_first=words.overlay_first,
         self4={"bytes": own.get(4, ZERO)},
         self6={"bytes": own.get(6, ZERO)},
+        seal=words.seal,
     )
 
 
@@ -142,10 +149,12 @@ def plan(uplink: str, links: Mapping[str, Link]) -> dict[HookName, Hook]:
 
     def put(device: str, direction: Direction, program: str) -> None:
         if device in links:
-            rows[HookName(device, direction)] = Hook(links[device].index, program)
+            name = HookName(device, direction, program == "backstop")
+            rows[name] = Hook(links[device].index, program)
 
     put(uplink, "ingress", "from_net")
     put(uplink, "egress", "to_net")
+    put(uplink, "egress", "backstop")
     put(DOOR_NET, "ingress", "door")
     put(DOOR_XFRM, "egress", "door_xfrm")
     put(DOOR_XFRM, "ingress", "from_xfrm")
@@ -171,7 +180,9 @@ class ProgramTarget:
         rows: dict[HookName, Hook] = {}
         for hook in {*self._known, *self._pinned()}:
             index = _index(hook.device)
-            there = index and attached_tc(index, hook.direction, pin=self._pin(hook))
+            there = index and attached_tc(
+                index, hook.direction, pin=self._pin(hook), prio=_priority(hook)
+            )
             if index and there:
                 rows[hook] = Hook(index, names.get(there.program_id, ""))
             else:
@@ -187,20 +198,23 @@ class ProgramTarget:
                     self._bpf.program(row.program),
                     hook.direction,
                     pin=self._pin(hook),
-                    mode=self._mode,
+                    prio=_priority(hook),
+                    mode="clsact" if hook.is_backstop else self._mode,
                 )
             except OSError as error:
                 errors[hook] = error
             else:
                 self._known.add(hook)
-                self.modes.add(done.mode)
+                if not hook.is_backstop:
+                    self.modes.add(done.mode)
         return errors
 
     def remove(self, keys: Collection[HookName]) -> Mapping[HookName, OSError]:
         errors: dict[HookName, OSError] = {}
         for hook in keys:
             try:
-                detach_tc(_index(hook.device), hook.direction, pin=self._pin(hook))
+                index, prio = _index(hook.device), _priority(hook)
+                detach_tc(index, hook.direction, pin=self._pin(hook), prio=prio)
             except OSError as error:
                 errors[hook] = error
             else:
@@ -209,7 +223,8 @@ class ProgramTarget:
 
     def _pin(self, hook: HookName) -> Path:
         # bpffs allows no dot in a name, and a device name has no colon.
-        return self._pins / f"{hook.direction}_{hook.device.replace('.', ':')}"
+        name = f"{hook.direction}_{hook.device.replace('.', ':')}"
+        return self._pins / (f"never_{name}" if hook.is_backstop else name)
 
     def _pinned(self) -> set[HookName]:
         return {
@@ -218,6 +233,10 @@ class ProgramTarget:
             for direction in DIRECTIONS
             if pin.name.startswith(f"{direction}_")
         }
+
+
+def _priority(hook: HookName) -> int:
+    return 0x70 if hook.is_backstop else 1
 
 
 def _index(device: str) -> int:

@@ -22,7 +22,7 @@ from typing import Self
 
 from pellicle.kernel import Held
 from pellicle.kernel.netns import Namespace
-from pellicle.kernel.nlsocket import open_socket
+from pellicle.kernel.nlsocket import Alarm, open_socket
 from pellicle.wire import link, netlink, nlmsg
 
 _RECEIVE_BYTES = 64 * 1024
@@ -34,8 +34,10 @@ class Group(IntEnum):
     LINK = 1
     IPV4_ADDRESS = 5
     IPV4_ROUTE = 7
+    IPV4_RULE = 8
     IPV6_ADDRESS = 9
     IPV6_ROUTE = 11
+    IPV6_RULE = 19
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +79,19 @@ class Changes(Held):
         while not self._waiting:
             self._waiting.extend(await _receive(self._socket))
         return self._waiting.popleft()
+
+
+class RouteChanges(Alarm):
+    """A route or a rule of one of `tables` came, went or was replaced."""
+
+    def __init__(
+        self, tables: Iterable[int], own: Iterable[int] = (), namespace: Namespace | None = None
+    ) -> None:
+        groups = (Group.IPV4_ROUTE, Group.IPV4_RULE, Group.IPV6_ROUTE, Group.IPV6_RULE)
+        kinds = (
+            netlink.RTM_NEWROUTE, netlink.RTM_DELROUTE, netlink.RTM_NEWRULE, netlink.RTM_DELRULE,
+        )  # fmt: skip
+        super().__init__(socket.NETLINK_ROUTE, groups, kinds, namespace, own, tables)
 
 
 async def _receive(source: socket.socket) -> list[Change | Missed]:

@@ -11,12 +11,14 @@ except dumps and batches of thousands.
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import socket
 import struct
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from typing import TypeVar
+from contextlib import contextmanager, suppress
+from typing import Self, TypeVar
 
 from pellicle.kernel import Held, libc
 from pellicle.kernel.netns import Namespace, socket_in
@@ -30,6 +32,8 @@ _RECEIVE_BYTES = 256 * 1024
 _QUEUE_BYTES = 4 * 1024 * 1024
 """Room for an error to every message of a chunk; unread answers end in ENOBUFS."""
 _DUMP_TRIES = 10
+_LARGE_TABLE = 252
+"""RT_TABLE_COMPAT: what stands in the octet for the table of a route when it has no room there."""
 
 R = TypeVar("R", bound=Hashable)
 T = TypeVar("T")
@@ -152,6 +156,44 @@ class NetlinkSocket(Held):
                     rows.append(row)
 
 
+class Alarm(Held):
+    """An endless asynchronous iterator: something of these kinds has happened.
+
+    What it was is not told, nor how many; whatever depends on it must be read anew. What the
+    sockets with a port in `own` asked for does not count; nor do, of routes and rules, those of
+    other tables than `tables`, if any are given.
+    """
+
+    def __init__(
+        self,
+        protocol: int,
+        groups: Iterable[int],
+        kinds: Iterable[int],
+        namespace: Namespace | None = None,
+        own: Iterable[int] = (),
+        tables: Iterable[int] = (),
+    ) -> None:
+        self._socket = open_socket(protocol, namespace)
+        self._socket.setblocking(False)
+        _hear_only(self._socket, kinds, own, tables)
+        self._socket.bind((0, sum(1 << group - 1 for group in groups)))
+
+    def close(self) -> None:
+        """Stops listening."""
+        self._socket.close()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> None:
+        with _losing_some():
+            await asyncio.get_running_loop().sock_recv(self._socket, _RECEIVE_BYTES)
+        with suppress(BlockingIOError):
+            while True:
+                with _losing_some():
+                    self._socket.recv(_RECEIVE_BYTES)
+
+
 def open_socket(
     protocol: int,
     namespace: Namespace | None,
@@ -172,19 +214,35 @@ def open_socket(
     return opened
 
 
-def hear_only(listening: socket.socket, kinds: Iterable[int], not_from: Iterable[int]) -> None:
-    """Of the events that a socket hears, drops those of other kinds, or caused by these ports.
+def _hear_only(
+    listening: socket.socket,
+    kinds: Iterable[int],
+    not_from: Iterable[int],
+    tables: Iterable[int],
+) -> None:
+    """Of the events that a socket hears, drops those of other kinds, caused by these ports, or
+    about other tables.
 
     The kernel does it before it queues them: thousands of our own requests wake nobody, and
     crowd out nothing.
     """
-    load_half, load, jump_if_equal, answer = 0x28, 0x20, 0x15, 0x06  # classic BPF
-    wanted = [socket.htons(kind) for kind in kinds]  # it loads in network order
+    load, load_half, load_byte = 0x20, 0x28, 0x30  # classic BPF
+    jump_if_equal, answer = 0x15, 0x06
+    program: list[tuple[int, int, int, int]] = []
+
+    def one_of(what: int, offset: int, values: list[int]) -> None:
+        program.append((what, 0, 0, offset))
+        program.extend(
+            (jump_if_equal, len(values) - at, 0, value) for at, value in enumerate(values)
+        )
+        program.append((answer, 0, 0, 0))
+
+    one_of(load_half, 4, [socket.htons(kind) for kind in kinds])  # it loads in network order
+    if numbers := list(tables):  # in rtmsg and fib_rule_hdr at the same place
+        one_of(load_byte, 16 + 4, [min(each, _LARGE_TABLE) for each in numbers])
     ports = [socket.htonl(port) for port in not_from]
-    program = [(load_half, 0, 0, 4)]
-    program += [(jump_if_equal, len(wanted) - at, 0, kind) for at, kind in enumerate(wanted)]
-    program += [(answer, 0, 0, 0), (load, 0, 0, 12)]
-    program += [(jump_if_equal, len(ports) - at, 0, port) for at, port in enumerate(ports)]
+    program.append((load, 0, 0, 12))
+    program.extend((jump_if_equal, len(ports) - at, 0, port) for at, port in enumerate(ports))
     program += [(answer, 0, 0, 0xFFFFFFFF), (answer, 0, 0, 0)]
     code = b"".join(struct.pack("=HBBI", *instruction) for instruction in program)
     memory = libc.ffi.from_buffer(code)
@@ -193,6 +251,16 @@ def hear_only(listening: socket.socket, kinds: Iterable[int], not_from: Iterable
     listening.setsockopt(
         socket.SOL_SOCKET, so_attach_filter, struct.pack("@HP", len(program), address)
     )
+
+
+@contextmanager
+def _losing_some() -> Iterator[None]:
+    """That events were lost is an event, too."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.ENOBUFS:
+            raise
 
 
 def _error(number: int, words: str) -> OSError:

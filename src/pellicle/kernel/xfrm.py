@@ -11,18 +11,15 @@ Policies are replaced in one step: there is no moment without.
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import errno
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Self
 
-from pellicle.kernel import Held, netns
+from pellicle.kernel import netns
 from pellicle.kernel.netlink import Netlink
 from pellicle.kernel.netns import Namespace
-from pellicle.kernel.nlsocket import NetlinkSocket, hear_only, open_socket
+from pellicle.kernel.nlsocket import Alarm, NetlinkSocket
 from pellicle.wire import xfrm
 from pellicle.wire.nlmsg import Reply
 from pellicle.wire.xfrm import Place, Policy, State, StateCounts, StateFlags, StateKey
@@ -39,7 +36,6 @@ STATES = (
     xfrm.XFRM_MSG_NEWSA, xfrm.XFRM_MSG_DELSA, xfrm.XFRM_MSG_UPDSA, xfrm.XFRM_MSG_FLUSHSA,
     xfrm.XFRM_MSG_EXPIRE,
 )  # fmt: skip
-_RECEIVE_BYTES = 64 * 1024
 _DOCUMENTATION = {
     4: (ip_address("192.0.2.1"), ip_address("192.0.2.2")),
     6: (ip_address("2001:db8::1"), ip_address("2001:db8::2")),
@@ -117,13 +113,8 @@ class Xfrm(NetlinkSocket):
         return {name: int(count) for name, count in map(str.split, lines)}
 
 
-class XfrmChanges(Held):
-    """An endless asynchronous iterator: something was removed, replaced, flushed or has expired, or
-    whatever else `kinds` says.
-
-    What it was is not told, nor how many; whatever depends on it must be read anew. Requests of
-    the sockets with a port in `own` do not count.
-    """
+class XfrmChanges(Alarm):
+    """Something was removed, replaced, flushed or has expired, or whatever else `kinds` says."""
 
     def __init__(
         self,
@@ -131,25 +122,7 @@ class XfrmChanges(Held):
         own: Iterable[int] = (),
         kinds: Iterable[int] = LOSSES,
     ) -> None:
-        self._socket = open_socket(_NETLINK_XFRM, namespace)
-        self._socket.setblocking(False)
-        hear_only(self._socket, kinds, own)
-        self._socket.bind((0, sum(1 << group - 1 for group in _GROUPS)))
-
-    def close(self) -> None:
-        """Stops listening."""
-        self._socket.close()
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> None:
-        with _losing_some():
-            await asyncio.get_running_loop().sock_recv(self._socket, _RECEIVE_BYTES)
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                with _losing_some():
-                    self._socket.recv(_RECEIVE_BYTES)
+        super().__init__(_NETLINK_XFRM, _GROUPS, kinds, namespace, own)
 
 
 def probe_esp(algorithm: str, key_bits: int, version: int = 4) -> OSError | None:
@@ -181,16 +154,6 @@ def probe_device() -> OSError | None:
             there.add_xfrm("probe", _PROBE, there.link("lo").index)
 
     return _probe(probe)
-
-
-@contextlib.contextmanager
-def _losing_some() -> Iterator[None]:
-    """That events were lost is an event, too."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno != errno.ENOBUFS:
-            raise
 
 
 def _probe(act: Callable[[], OSError | None]) -> OSError | None:
