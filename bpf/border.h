@@ -24,21 +24,6 @@ static __always_inline __u32 exempt_find(const struct packet *p)
 	return row ? row->rule : 0;
 }
 
-/* A node, known or not. */
-static __always_inline int addr_is_node(const struct addr *addr)
-{
-	struct cidr_row *cidr;
-	struct peer *peer;
-
-	if (addr_is_self(addr))
-		return 1;
-	peer = peer_find(addr);
-	if (peer)
-		return (peer->flags & PEER_NODE) != 0;
-	cidr = cluster_find(addr);
-	return cidr && cidr->flags & CIDR_NODE;
-}
-
 /* Sealed here, by whomsoever: between nodes, so never for a pod. */
 static __always_inline int is_own_esp(const struct packet *p)
 {
@@ -91,17 +76,15 @@ static __always_inline int is_cluster_lost(const struct addr *there)
 	return !addr_is_link(there) && !addr_is_zero(there) && !cluster_has(&self);
 }
 
-/* The same, but for what policies let pass. */
-static __always_inline int border_members(struct scratch *s, const struct addr *there,
-					  const struct addr *here, int drop)
+/* The same, between members, but for what policies let pass. */
+static __always_inline int border_members(struct scratch *s, const struct member *there,
+					  const struct member *here, int drop)
 {
-	if (!addr_is_node(there))
-		return peer_find(there) || cluster_has(there) || is_cluster_lost(there) ?
-			       drop :
-			       REASON_NONE;
-	if (addr_is_node(here))
+	if (!there->is_node)
+		return drop;
+	if (here->is_node)
 		return border_between_nodes(s, drop);
-	return cluster_has(here) || peer_find(here) ? drop : REASON_NONE;
+	return here->is_known ? drop : REASON_NONE;
 }
 
 /* What becomes of cleartext between `there`, beyond the uplink, and `here`: `drop` if a pod or a node
@@ -111,13 +94,17 @@ static __always_inline int border_members(struct scratch *s, const struct addr *
 static __always_inline int border_judge(struct scratch *s, const struct addr *there,
 					const struct addr *here, int drop)
 {
-	int reason = border_members(s, there, here, drop);
+	struct member theirs = member_find(there), ours;
 	const struct packet *p = &s->packet;
+	int reason;
 
+	if (!theirs.is_known && !theirs.is_node && !is_cluster_lost(there))
+		return REASON_NONE;
+	ours = member_find(here);
+	reason = border_members(s, &theirs, &ours, drop);
 	if (reason != drop || is_overlay(p))
 		return reason;
-	if (is_exempt(s, policy_find(p, group_of(there), group_of(here)),
-		      addr_is_node(there) && addr_is_node(here)))
+	if (is_exempt(s, policy_find(p, theirs.group, ours.group), theirs.is_node && ours.is_node))
 		return CLEAR_EXEMPT;
 	return drop;
 }

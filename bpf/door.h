@@ -19,14 +19,11 @@
 
 /* --- which SA --------------------------------------------------------------------------------- */
 
-/* What came, which is also what is sealed. */
-static __always_inline int door_parse(struct __sk_buff *skb, struct scratch *s, __u32 has_ethernet)
+/* What came is what is sealed, whatever is in it. */
+static __always_inline void door_keep(struct scratch *s)
 {
-	int reason = packet_parse(skb, &s->packet, has_ethernet);
-
 	s->len = s->packet.len;
 	s->ethertype = s->packet.ethertype;
-	return reason;
 }
 
 /* An overlay packet is judged by what a pod says in it.  Only the overlay's device may send such to a
@@ -148,36 +145,21 @@ static __always_inline int door_seal(struct __sk_buff *skb, struct scratch *s)
 	return door_done(s);
 }
 
-/* On by ordinary routes: the mark, or the route to the peer would lead here again. */
-static __always_inline int door_let_out(struct __sk_buff *skb)
-{
-	skb->mark = MARK_OUT;
-	return bpf_redirect_neigh(config.uplink_ifindex, 0, 0, 0);
-}
-
 SEC("tc")
 int door(struct __sk_buff *skb)
 {
 	struct scratch *s = scratch_begin();
-	struct packet *p;
-	int reason, action;
+	int reason;
 
 	if (!s)
 		return TC_ACT_SHOT;
-	p = &s->packet;
-	reason = door_parse(skb, s, 1);
-	if (p->start != ETH_HLEN)
-		reason = DROP_NOT_IP;
-	else if (!reason && is_own_esp(p))
-		return door_let_out(skb); /* another's tunnel; as at to_net, nobody's business */
-	else if (!reason)
+	reason = packet_parse_own(skb, &s->packet);
+	door_keep(s);
+	if (!reason && is_own_esp(&s->packet))
+		return let_out(skb); /* another's tunnel; as at to_net, nobody's business */
+	if (!reason)
 		reason = door_seal(skb, s);
-	else if (reason == DROP_NOT_IP && p->ethertype == swap16(ETH_P_ARP))
-		reason = CLEAR_LINK; /* and goes no further */
-	action = verdict(skb, HOOK_DOOR, reason);
-	if (action != TC_ACT_OK || reason == CLEAR_LINK)
-		return TC_ACT_SHOT;
-	return door_let_out(skb);
+	return verdict_at_door(skb, reason);
 }
 
 /* --- the kernel's IPsec ----------------------------------------------------------------------- */
@@ -224,7 +206,8 @@ int door_xfrm(struct __sk_buff *skb)
 	if (!s)
 		return TC_ACT_SHOT;
 	p = &s->packet;
-	reason = door_parse(skb, s, 0);
+	reason = packet_parse(skb, p, 0);
+	door_keep(s);
 	is_others = !reason && is_own_esp(p);
 	if (!reason && !is_others)
 		reason = door_choose(skb, s);

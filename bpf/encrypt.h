@@ -14,13 +14,7 @@
 
 static __always_inline __u64 group_of(const struct addr *addr)
 {
-	struct peer *peer = peer_find(addr);
-	struct cidr_row *cidr;
-
-	if (peer)
-		return peer->group;
-	cidr = cluster_find(addr);
-	return cidr ? cidr->group : 0;
+	return member_find(addr).group;
 }
 
 static __always_inline struct policy *policy_on_ports(const struct packet *p, __u64 ports)

@@ -79,19 +79,15 @@ SEC("tc")
 int from_pod(struct __sk_buff *skb)
 {
 	struct scratch *s = scratch_begin();
-	struct packet *p;
 	int reason, action;
 
 	if (!s)
 		return TC_ACT_SHOT;
-	p = &s->packet;
-	reason = packet_parse(skb, p, 1);
-	if (p->start != ETH_HLEN || skb->vlan_present)
-		reason = DROP_NOT_IP; /* tagged: no pod is on a VLAN */
-	else if (!reason)
+	reason = packet_parse_own(skb, &s->packet);
+	if (skb->vlan_present)
+		reason = DROP_NOT_IP; /* no pod is on a VLAN */
+	if (!reason)
 		reason = from_pod_judge(skb, s);
-	else if (reason == DROP_NOT_IP && p->ethertype == swap16(ETH_P_ARP))
-		reason = CLEAR_LINK;
 	if (!reason)
 		return TC_ACT_OK;
 	action = verdict(skb, HOOK_FROM_POD, reason);

@@ -281,6 +281,18 @@ static __always_inline int packet_parse(struct __sk_buff *skb, struct packet *p,
 	return packet_parse_at(skb, p, 0, has_ethernet);
 }
 
+/* The same on a device of this node's own, where nothing is tagged.  CLEAR_LINK: it is ARP. */
+static __always_inline int packet_parse_own(struct __sk_buff *skb, struct packet *p)
+{
+	int reason = packet_parse(skb, p, 1);
+
+	if (p->start != ETH_HLEN)
+		return DROP_NOT_IP;
+	if (reason == DROP_NOT_IP && p->ethertype == swap16(ETH_P_ARP))
+		return CLEAR_LINK;
+	return reason;
+}
+
 /* --- room ------------------------------------------------------------------------------------- */
 
 /* What the stack's 512 bytes cannot hold.  One for each core, where one program runs at a time. */

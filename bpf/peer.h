@@ -50,6 +50,36 @@ static __always_inline int cluster_has(const struct addr *addr)
 	return cluster_find(addr) != 0;
 }
 
+/* All that border and policies want to know of an address. */
+struct member {
+	__u64 group;
+	__u8 is_known;
+	__u8 is_node; /* known or not: where nodes are is one, too */
+};
+
+static __always_inline struct member member_find(const struct addr *addr)
+{
+	struct peer *peer = peer_find(addr);
+	struct cidr_row *cidr = peer ? 0 : cluster_find(addr);
+	struct member found = { .is_node = addr_is_self(addr) };
+
+	if (peer) {
+		found.is_known = 1;
+		found.group = peer->group;
+		found.is_node |= (peer->flags & PEER_NODE) != 0;
+	} else if (cidr) {
+		found.is_known = 1;
+		found.group = cidr->group;
+		found.is_node |= (cidr->flags & CIDR_NODE) != 0;
+	}
+	return found;
+}
+
+static __always_inline int addr_is_node(const struct addr *addr)
+{
+	return addr_is_self(addr) || member_find(addr).is_node;
+}
+
 /* A pod's address, or one that may be a pod's.  Node addresses are no pods', even inside the
  * cluster's CIDRs.
  */

@@ -70,24 +70,12 @@ SEC("tc")
 int to_overlay(struct __sk_buff *skb)
 {
 	struct scratch *s = scratch_begin();
-	struct packet *p;
-	int reason, action;
+	int reason;
 
 	if (!s)
 		return TC_ACT_SHOT;
-	p = &s->packet;
-	reason = packet_parse(skb, p, 1);
-	if (p->start != ETH_HLEN)
-		reason = DROP_NOT_IP;
-	else if (!reason)
-		reason = to_overlay_judge(skb, p);
-	else if (reason == DROP_NOT_IP && p->ethertype == swap16(ETH_P_ARP))
-		reason = CLEAR_LINK; /* and goes no further */
+	reason = packet_parse_own(skb, &s->packet);
 	if (!reason)
-		return TC_ACT_OK;
-	action = verdict(skb, HOOK_DOOR, reason);
-	if (action != TC_ACT_OK || reason == CLEAR_LINK)
-		return TC_ACT_SHOT;
-	skb->mark = MARK_OUT; /* nobody knows which node to wrap it for */
-	return bpf_redirect_neigh(config.uplink_ifindex, 0, 0, 0);
+		reason = to_overlay_judge(skb, &s->packet);
+	return reason ? verdict_at_door(skb, reason) : TC_ACT_OK;
 }

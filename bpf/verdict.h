@@ -184,3 +184,18 @@ __noinline int verdict(struct __sk_buff *skb, __u32 hook, __u32 reason)
 	flow_report(s);
 	return reason >= DROP_FIRST && !audited ? TC_ACT_SHOT : TC_ACT_OK;
 }
+
+/* Past the door, by ordinary routes: without the mark, the route to the peer would lead there again. */
+static __always_inline int let_out(struct __sk_buff *skb)
+{
+	skb->mark = MARK_OUT;
+	return bpf_redirect_neigh(config.uplink_ifindex, 0, 0, 0);
+}
+
+/* The verdict at a door's device, from where what is the link's goes no further. */
+static __always_inline int verdict_at_door(struct __sk_buff *skb, __u32 reason)
+{
+	int action = verdict(skb, HOOK_DOOR, reason);
+
+	return action != TC_ACT_OK || reason == CLEAR_LINK ? TC_ACT_SHOT : let_out(skb);
+}
