@@ -110,6 +110,12 @@ class EncryptionPolicyShape(Shape, frozen=True):
     spec: EncryptionPolicySpec
 
 
+for _kind in (NodeShape, EndpointShape, IdentityShape, EncryptionPolicyShape):
+    # msgspec learns a struct when it is first asked for one, and falls over (0.22, SIGSEGV) if
+    # another thread asks meanwhile: so it learns them here.
+    msgspec.json.Decoder(_kind)
+
+
 def shape(tree: Tree, kind: type[S]) -> S:
     """`tree` as a `kind`."""
     try:

@@ -17,6 +17,7 @@ from pellicle.keys.history import KeyEvent
 
 MOST_BYTES = 8 << 20
 MODE = 0o600
+_EVENTS = msgspec.json.Decoder(KeyEvent)  # made before there are threads: see shapes.py
 
 
 class Trail:
@@ -52,7 +53,7 @@ class Trail:
                 continue
             for line in lines:
                 try:
-                    yield msgspec.json.decode(line, type=KeyEvent)
+                    yield _EVENTS.decode(line)
                 except msgspec.DecodeError:
                     continue
 

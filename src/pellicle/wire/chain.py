@@ -172,12 +172,15 @@ class Walk:
         self.broken = Break(name, at, why, "a line was changed, or a part of it taken away")
 
 
+_RECORDS = msgspec.json.Decoder(Record)  # made before there are threads: see sources/shapes.py
+
+
 def parsed(line: bytes) -> Record | None:
     """The record of a whole line; None for anything else."""
     if not line.endswith(b"\n"):
         return None
     try:
-        return msgspec.json.decode(line, type=Record)
+        return _RECORDS.decode(line)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
 
