@@ -203,7 +203,7 @@ class Agent:
         )
         self._reconciler(t.sas, self._sas, t.sas_up, once=True)
         self._reconciler(t.encrypt, encryption_table.target(self._bpf), t.encrypt_up)
-        self._reconciler(t.rules, RuleTarget(self._netlink, config.route_table), t.rules_up)
+        self._reconciler(t.rules, RuleTarget(self._netlink), t.rules_up)
         self._reconciler(t.routes, RouteTarget(self._netlink, config.route_table), t.routes_up)
         subnets = config.encrypt_subnets
         yield from map(derive, derived.of_encryption(t, self._choice.engine, subnets))

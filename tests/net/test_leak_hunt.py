@@ -22,7 +22,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from pellicle import lab
-from pellicle.kernel import netns
+from pellicle.kernel import netlink, netns
 from pellicle.kernel.bpf import Map
 from pellicle.lab import agents
 from pellicle.lab.sniffer import Sniffer
@@ -178,6 +178,17 @@ def test_the_ways_are_back_before_any_refresh(make_lab: MakeLab, table: int) -> 
         until(all_is_well, "the rules are back")
         ip(f"route flush table {table}", f"route flush table {table + 1}")()
         until(all_is_well, "the routes are back")
+
+
+def test_another_route_table_leaves_nothing_in_the_old_one(make_lab: MakeLab) -> None:
+    for table in (7000, 200):
+        make_lab(2, 1, settings={"route_table": table})
+        until(all_is_well, "healthy")
+        with netlink.Netlink(N1.namespace) as kernel:
+            led = {rule.table for rule in kernel.rules()}
+            found = {each: len(kernel.routes(each)) for each in (200, 201, 7000, 7001)}
+        assert led == {table, table + 1}
+        assert {each for each, count in found.items() if count} == led
 
 
 @in_the_overlay

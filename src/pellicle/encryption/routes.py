@@ -202,10 +202,11 @@ def _sources(own: Node) -> dict[int, Address]:
 
 
 class RouteTarget:
-    """Routes of both tables."""
+    """Our routes in both tables, and in those that an earlier agent's rules lead to."""
 
     def __init__(self, netlink: Netlink, table: int) -> None:
-        self._netlink, self._tables = netlink, tables_of(table)
+        self._netlink = netlink
+        self._tables = {*tables_of(table), *(rule.table for rule in netlink.rules())}
         self._standing: dict[RouteName, Route] = {}
 
     def read(self) -> Mapping[RouteName, Route]:
@@ -224,13 +225,13 @@ class RouteTarget:
 
 
 class RuleTarget:
-    """The rules that carry our protocol number and lead to our tables."""
+    """The rules that carry our protocol number, wherever they lead."""
 
-    def __init__(self, netlink: Netlink, table: int) -> None:
-        self._netlink, self._tables = netlink, tables_of(table)
+    def __init__(self, netlink: Netlink) -> None:
+        self._netlink = netlink
 
     def read(self) -> Mapping[Rule, Rule]:
-        return {rule: rule for rule in self._netlink.rules() if rule.table in self._tables}
+        return {rule: rule for rule in self._netlink.rules()}
 
     def put(self, rows: Mapping[Rule, Rule]) -> Mapping[Rule, OSError]:
         return self._netlink.put_rules(rows)

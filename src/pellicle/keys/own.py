@@ -36,7 +36,9 @@ ROTATION_SECONDS = 300.0
 """A peer that has not moved by then is stale, and no longer keeps the old offer alive."""
 FIRST_PAUSE_SECONDS = 1.0
 LAST_PAUSE_SECONDS = 300.0
-"""Between two offers; the pause doubles while pairs break in quick succession."""
+"""Between two offers."""
+PATIENCE = 8
+"""So many that broke in quick succession are replaced at once; then the pause doubles each time."""
 
 
 @dataclass(slots=True, eq=False)
@@ -74,7 +76,8 @@ class OwnOffers:
         found = [own for offer in published if (own := self._found(offer, secrets))]
         self.all = sorted(found, key=lambda own: own.offer.epoch)[-MOST_OFFERS:]
         self._last_epoch = max((0, *standing_epochs, *(own.offer.epoch for own in found)))
-        self._pause = FIRST_PAUSE_SECONDS
+        self._broken = 0
+        """In quick succession."""
         self._next_at = float("-inf")
         self.version = 0
         """Changes with the offers."""
@@ -126,10 +129,10 @@ class OwnOffers:
         epoch = Epoch(self._last_epoch % LAST_EPOCH + 1)
         half = OwnOffer.make(self._node, epoch, self._boot_nonce, self._random, secret)
         if now >= self._next_at + LAST_PAUSE_SECONDS:
-            self._pause = FIRST_PAUSE_SECONDS
-        self._next_at = now + self._pause
-        if is_forced:
-            self._pause = min(2 * self._pause, LAST_PAUSE_SECONDS)
+            self._broken = 0
+        doublings = min(max(0, self._broken - PATIENCE), 10)
+        self._next_at = now + min(FIRST_PAUSE_SECONDS * 2**doublings, LAST_PAUSE_SECONDS)
+        self._broken += is_forced
         self._last_epoch = epoch
         self.all.append(Own(half.offer, half, secret, now))
         self.version += 1
