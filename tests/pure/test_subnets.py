@@ -292,6 +292,18 @@ def test_a_peer_is_not_sent_to_before_its_own_policies_are_even_planned() -> Non
     assert not policies.plan_passable(kernel.standing, wanted, wanted, shared, subnets=PODS)
 
 
+@pytest.mark.parametrize(("before", "after"), [(PODS, ()), ((), PODS), (SUBNETS, PODS)])
+def test_until_the_new_stands_the_old_is_sent_by(
+    before: Sequence[Network], after: Sequence[Network]
+) -> None:
+    nodes = cluster(node(2), node(3))
+    old = Kernel(nodes, before)
+    sent = {send.pair for send in old.plan.sends.values()}
+    kernel = Kernel(nodes, after, standing=dict(old.standing))
+    assert sent <= kernel.passable()  # type: ignore[operator]
+    assert {send.pair for send in kernel.plan.sends.values()} <= kernel.passable()  # type: ignore[operator]
+
+
 # --- other keys, other states --------------------------------------------------------------------
 
 

@@ -30,7 +30,8 @@ from pellicle.lab.topology import LabNode
 from pellicle.ui.lab import checked
 from tests.interop.byhand import ip
 from tests.net.loaded import MARKER, Load, address_of, assert_private, dropped, load, until
-from tests.net.parcels import is_echoed
+from tests.net.parcels import SECRET, is_echoed
+from tests.net.test_encryption_policies import OWN, app, apply, policy
 
 N1, N2, N3 = LabNode(1), LabNode(2), LabNode(3)
 KEYS = {n: bytes(range(n, n + 20)).hex() for n in (3, 4)}
@@ -40,6 +41,7 @@ ALL = ("10.244.0.0/16", "fd00:244::/32", "192.168.0.0/16", "fd00:168::/32")
 ENDS = ("pod", "node", "host-network pod")
 PPS = 100
 both = pytest.mark.parametrize("family", [4, 6], ids=["IPv4", "IPv6"])
+routings = pytest.mark.parametrize("routing", ["direct", "overlay"])
 
 
 def write(path: Path, *ids: int) -> None:
@@ -83,10 +85,11 @@ def subnets(
 # --- every path ----------------------------------------------------------------------------------
 
 
+@routings
 def test_every_path_is_encrypted_beside_peers_of_their_own(
-    subnets: Subnets, capsys: pytest.CaptureFixture[str]
+    subnets: Subnets, routing: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    subnets.up(3)
+    subnets.up(3, routing=routing)
     assert shares() == {"n2": True, "n3": False}
     found = check.check()
     with capsys.disabled():
@@ -164,8 +167,11 @@ def test_the_status_says_so(subnets: Subnets) -> None:
 
 
 @both
-def test_another_key_is_rolled_out_under_load_line_by_line(subnets: Subnets, family: int) -> None:
-    subnets.up(3)
+@routings
+def test_another_key_is_rolled_out_under_load_line_by_line(
+    subnets: Subnets, routing: str, family: int
+) -> None:
+    subnets.up(3, routing=routing)
     with (
         Sniffer(markers=[MARKER]) as wire,
         load("n1/p1", "n2/p1", family, pps=PPS) as shared,
@@ -269,14 +275,42 @@ def test_a_flush_takes_all_of_it(subnets: Subnets) -> None:
 
 
 @both
-def test_it_can_be_switched_on_and_off(subnets: Subnets, family: int) -> None:
-    """Node after node: who has it and who has not understand each other."""
-    for some in (ALL, (), ALL):
-        subnets.up(2, some)
-        until(lambda: is_echoed("n1/p1", family, pod("n2", family), seconds=0.5), "it answers")
-        until(lambda some=some: shares() == {"n2": bool(some)}, "as it was told")
-        until(lambda: len(sas(N1, "out")) == 1, "nothing drains any more")
-        assert all(is_echoed("n1/p1", family, pod("n2", family)) for _ in range(5))
+def test_it_is_switched_off_and_on_under_load_without_a_loss(subnets: Subnets, family: int) -> None:
+    """Who has it and who has not understand each other, and so do an agent's two lives."""
+    subnets.up(2, ALL)
+    with (
+        Sniffer(markers=[MARKER]) as wire,
+        load("n1/p1", "n2/p1", family, pps=PPS) as there,
+        load("n2/p1", "n1/p1", 10 - family, pps=PPS) as back,
+    ):
+        for some in ((), ALL):
+            subnets.up(2, some)
+            until(lambda some=some: shares() == {"n2": bool(some)}, "as it was told")
+            until(lambda: len(sas(N1, "out")) == 1, "nothing drains any more")
+            goes_on(wire, there)
+        for run in (there, back):
+            outcome = run.stop()
+            assert outcome.is_intact
+            assert outcome.lost == 0, outcome
+        assert_private(wire)
+
+
+@routings
+def test_no_policy_has_keys_of_its_own(subnets: Subnets, routing: str) -> None:
+    """What one asks them for is dropped by name, and nothing else is."""
+    subnets.up(2, ALL, routing=routing)
+    apply(policy("mine", OWN, app("p1"), app("p1")))
+    said = "policy mine asks for keys of its own, but keys are not derived here"
+    assert all(said in str(agents.status(node)["problems"]) for node in (N1, N2))
+    before = dropped(N1).get("DROP_NO_KEY", 0)
+    with Sniffer(markers=[SECRET]) as wire:
+        for family in (4, 6):
+            assert not is_echoed("n1/p1", family, pod("n2", family), seconds=0.5)
+            assert is_echoed("n1", family, pod("n2", family))
+        assert_private(wire)
+    assert dropped(N1)["DROP_NO_KEY"] > before
+    apply()
+    assert all(is_echoed("n1/p1", family, pod("n2", family)) for family in (4, 6))
 
 
 # --- who may say what ----------------------------------------------------------------------------

@@ -5,7 +5,8 @@ A row is written once and then belongs to the datapath, which counts in it. It i
 written again: the same key would start over at sequence number one. The row of an SA of the
 kernel's says whose it is and has no key; key and counts are in its state (states.py). SAs of many
 peers may share one: then packets and bytes are counted in the row, and the map `sharers` leads from
-the slot in a mark to the peer's outer address.
+the slot in a mark to the peer's outer address. What comes in by a key made by hand always has the
+same place in `sa_in`, so that there the row of one SA takes the place of another's.
 """
 
 from __future__ import annotations
@@ -99,6 +100,8 @@ class SaTarget:
         """States of what stands; several may have one together."""
         self._slots: dict[SaKey, int] = {}
         """Of those that do."""
+        self._replaced: set[SaKey] = set()
+        """Of those: their rows are others' by now."""
 
     def read(self) -> Mapping[SaKey, Sa]:
         rows, states, sharers = dict(self._rows()), self._read_states(), self._sharers.read()
@@ -136,9 +139,15 @@ class SaTarget:
         return sorted(counts, key=lambda c: (str(c.node), c.direction, c.pair, c.number))
 
     def put(self, rows: Mapping[SaKey, Sa]) -> Mapping[SaKey, OSError]:
+        taken = self._taken(rows)
+        fresh = [key for key in rows if key not in taken]
         errors: dict[SaKey, OSError] = {}
-        for target, direction in ((self._in, Direction.IN), (self._out, Direction.OUT)):
-            part = {key: sa for key, sa in rows.items() if key.direction is direction}
+        for target, keys in (
+            (self._in, [key for key in fresh if _receives(key)]),
+            (replace(self._in, flags=Update.ANY), taken),
+            (self._out, [key for key in fresh if not _receives(key)]),
+        ):
+            part = {key: rows[key] for key in keys}
             errors.update(self._put_states(part))
             part = {key: sa for key, sa in part.items() if key not in errors}
             errors.update(self._put_sharers(part))
@@ -146,12 +155,24 @@ class SaTarget:
             failed = target.put({key: (sa, _nothing(sa)) for key, sa in part.items()})
             errors.update(failed)
             self._remove_states([key for key in failed if key in self._kernels])
+        self._replaced.update(old for key, old in taken.items() if key not in errors)
         return errors
+
+    def _taken(self, sas: Mapping[SaKey, Sa]) -> Mapping[SaKey, SaKey]:
+        """Who has the places of keys made by hand that these are to have: their rows are replaced
+        at once, so that they receive all the while. No replay window begins anew by that, since
+        such have none (RFC 4303 §3.4.3).
+        """
+        wanted = {_place(key): key for key in sas if sas[key].is_manual and _receives(key)}
+        if not wanted:
+            return {}
+        old = (key for key in self._kernels if _receives(key) and key not in self._replaced)
+        return {wanted[_place(key)]: key for key in old if _place(key) in wanted}
 
     def remove(self, keys: Collection[SaKey]) -> Mapping[SaKey, OSError]:
         """What sends first; of each the row, which leads to the state, and then the state."""
         with self.totals.retiring() as retire:
-            last = self._last(keys)
+            last = self._last(key for key in keys if key not in self._replaced)
             shared = {key: self._slots[key] for key in keys if key in self._slots}
             errors = self._remove(keys)
             gone = [key for key in keys if key not in errors]
@@ -164,17 +185,18 @@ class SaTarget:
                 is_own = key in states and key not in shared
                 of_kernel = counts.get(states[key]) if is_own else None
                 retire(ends, of_state(of_kernel) if of_kernel else traffic)
+        self._replaced.difference_update(key for key in keys if key not in errors)
         return errors
 
-    def _last(self, keys: Collection[SaKey]) -> dict[SaKey, tuple[Ends, Traffic]]:
+    def _last(self, keys: Iterable[SaKey]) -> dict[SaKey, tuple[Ends, Traffic]]:
         """What the rows have counted that are about to go."""
         targets = {Direction.IN: self._in, Direction.OUT: self._out}
         raw = ((key, targets[key.direction].raw(key)) for key in keys)
         return {key: self._reader.row(key.direction, row) for key, row in raw if row is not None}
 
     def _remove(self, keys: Collection[SaKey]) -> dict[SaKey, OSError]:
-        outbound = [key for key in keys if key.direction is Direction.OUT]
-        inbound = [key for key in keys if key.direction is Direction.IN]
+        outbound = [key for key in keys if not _receives(key)]
+        inbound = [key for key in keys if _receives(key) and key not in self._replaced]
         return {**self._out.remove(outbound), **self._in.remove(inbound)}
 
     def _put_states(self, sas: Mapping[SaKey, Sa]) -> dict[SaKey, OSError]:
@@ -235,6 +257,15 @@ def _nothing(sa: Sa) -> SaCount:
         sa.direction, sa.node, sa.spi, sa.number, sa.pair, sa.local_epoch, sa.peer_epoch,
         0, 0, 0, 0, 0, 0, sa.engine, sa.cipher,
     )  # fmt: skip
+
+
+def _receives(key: SaKey) -> bool:
+    return key.direction is Direction.IN
+
+
+def _place(key: SaKey) -> tuple[Address, Address, Spi]:
+    """In the map `sa_in`."""
+    return key.source, key.destination, key.spi
 
 
 def _in_key(key: SaKey) -> Fields:
