@@ -99,12 +99,13 @@ def test_a_connection_between_nodes_lives_through_the_switch_to_encryption(
             assert (wire.lost(), wire.marks()) == (0, {})
 
 
-def test_monitor_lets_pass_and_reports_what_enforce_drops(make_lab: MakeLab) -> None:
+@pytest.mark.parametrize("routing", ["direct", "overlay"])
+def test_monitor_lets_pass_and_reports_what_enforce_drops(make_lab: MakeLab, routing: str) -> None:
     """n2 proves itself in another way than n1 asks for: they have no keys for each other."""
     ways = [("n1/p1", "n2/p1"), ("n1", "n2/p1"), ("n1/p1", "n2"), ("n1", "n2")]
     reasons: dict[str, set[str]] = {}
     for mode, verdict in (("enforce", "dropped"), ("monitor", "audited")):
-        make_lab(2, 1, settings={"audit": mode, "drain_seconds": "1s"})
+        make_lab(2, 1, settings={"audit": mode, "drain_seconds": "1s", "routing": routing})
         assert agents.status(N1)["audit"] == mode
         disagree()
         until(lambda: not any(map(sas, (N1, N2))), "there are no keys")

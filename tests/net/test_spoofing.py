@@ -343,6 +343,12 @@ OVERLAY = (
     Case("a process on n2", "n2", "n2", "n1", FORGED, wear=in_overlay, at=N2),
     Case("the same, past the rules", "n2", "n2", "n1", LEAK, wear=in_overlay, at=N2, mark=0xC00,
          named="n3/p1"),
+    Case("the same, by the door: a pod of n3", "n2", "n2", "n1", SPOOFED_SOURCE, wear=in_overlay,
+         mark=0xE00, named="n3/p1"),
+    Case("by the door, of no identity", "n2", "n2", "n1", "DROP_WRONG_IDENTITY", mark=0xE00,
+         wear=partial(in_overlay, inner="n2/p1"), named="n2/p1"),
+    Case("by the door, as n3's overlay", "n2", "n3", "n1", FORGED, wear=in_overlay, at=N2,
+         mark=0xE00),
     *(replace(case, whose=N2) for case in TAKEN_OVER),
 )  # fmt: skip
 """With the routing overlay."""
