@@ -8,33 +8,12 @@
 #pragma once
 #include "kernel.h"
 #include "chacha20poly1305.h"
+#include "mark.h"
+#include "reason.h"
 
 #define SAS_PER_PAIR 4		/* SAs per node pair and direction, chosen by flow hash; a power of two */
 #define REPLAY_WINDOW 1024	/* packets, RFC 4303 §3.4.3 */
 #define REPLAY_WORDS 32		/* ring of 2048 bits: the window plus room to advance without shifting */
-/* skb->mark, seen by nobody but this node:
- *
- *     31                            16 15 14 13  12 11      8  7  6     2 1    0
- *    +--------------------------------+-----+------+---------+---+-------+------+
- *    |    slot: names a pair here     |  0  |  SA  | 0xe/0xd | S |   0   | ECN  |
- *    +--------------------------------+-----+------+---------+---+-------+------+
- *
- * From a pod, or from the overlay's device, it is exactly 0xe00: routed by table 200 to the door.  The
- * rest is for the kernel's IPsec, which chooses policies and states by it, and makes it 0xc… with what
- * it has encrypted.  What leaves the door is exactly 0xc00.  S: the kernel's state is shared by many
- * pairs; the SA is the state's number then, and the slot, which the state does not look at, still names
- * the pair.  Bits 14 and 15 are kube-proxy's.  An overlay packet that may come out of the overlay's
- * device is exactly 4.
- */
-#define MARK_ENCRYPT 0xe00	/* & MARK_MASK: to be encrypted */
-#define MARK_DECRYPT 0xd00	/* & MARK_MASK: ESP that is the kernel's to open, and what was in it */
-#define MARK_OUT 0xc00		/* & MARK_MASK: leaves as it is, by ordinary routes */
-#define MARK_MASK 0xf00
-#define MARK_SLOT_SHIFT 16
-#define MARK_SA_SHIFT 12
-#define MARK_SHARED 0x80
-#define MARK_OVERLAY 4		/* an overlay packet from the wire that has been judged */
-#define MARK_ECN 3		/* of the inner packet on the way out, of the outer one on the way in */
 #define EVENTS_SIZE (1 << 20)	/* bytes of the ring buffer */
 #define EVENTS_CHEAP (EVENTS_SIZE / 16 * 15) /* of them for events that anybody can cause */
 #define EVENTS_WAITING (EVENTS_SIZE / 8) /* as many bytes of them wake the agent */
@@ -47,54 +26,6 @@ struct addr {
 		__be32 words[4];
 		__u64 halves[2];
 	};
-};
-
-/* Why a packet's journey here ended, or passed a border.  Python has the words (flows/reasons.py). */
-enum reason {
-	REASON_NONE = 0,
-	/* forwarded in the clear */
-	CLEAR_LOCAL,		/* both ends on this node */
-	CLEAR_WORLD,		/* not a cluster address: Pellicle does not encrypt it */
-	CLEAR_DISABLED,		/* encryption is off */
-	CLEAR_LINK,		/* ARP, neighbour discovery, link-local: never leaves the link */
-	CLEAR_EXEMPT,		/* the configuration or a policy says that it may */
-	/* forwarded encrypted */
-	SEALED,
-	OPENED,
-	/* the agents' own */
-	PROBE_SENT,
-	PROBE_RECEIVED,
-	ESP_DUMMY_RECEIVED,	/* RFC 4303 §2.6: says nothing, but its keys are right */
-	PATH_MTU_RECEIVED,	/* a router's word on our ESP */
-	/* dropped: everything from here on */
-	DROP_FIRST,
-	DROP_UNKNOWN_PEER = DROP_FIRST,	/* inside the cluster's CIDRs, not in the ipcache */
-	DROP_NO_KEY,		/* the peer is known, no SA stands for it */
-	DROP_SA_EXPIRED,	/* by age or by count */
-	DROP_SEAL_FAILED,	/* a packet that the engine cannot seal */
-	DROP_TOO_BIG,		/* longer than the engine can carry; the route MTU should have said so */
-	DROP_SPOOFED_POD,	/* a pod sent with an address that is not its own */
-	DROP_MALFORMED,		/* headers that do not parse */
-	DROP_NOT_IP,		/* what a pod or the stack sent is neither IP nor ARP */
-	DROP_UNKNOWN_SPI,	/* ESP for which no SA stands */
-	DROP_ESP_FRAGMENT,	/* outer fragments: our peers set DF */
-	DROP_ESP_MALFORMED,	/* too short, unaligned, impossible padding */
-	DROP_REPLAYED,		/* sequence number seen before */
-	DROP_TOO_OLD,		/* left of the replay window */
-	DROP_AUTH_FAILED,	/* the tag does not verify */
-	DROP_SPOOFED_SOURCE,	/* the inner source does not belong to the SA's node */
-	DROP_NO_ENDPOINT,	/* opened, but no such pod here */
-	DROP_TTL_EXCEEDED,
-	DROP_CLEAR_FROM_CLUSTER, /* cleartext from the wire with a cluster source */
-	DROP_CLEAR_TO_CLUSTER,	/* the last door: cleartext about to leave for a cluster address */
-	DROP_CONGESTED_ECN,	/* RFC 6040 §4.2: outer CE on an inner packet that is not ECN-capable */
-	DROP_POD_ESP,		/* a pod speaking ESP of its own to a node of the cluster */
-	DROP_WRONG_DOOR,	/* one engine's, at the other's device: a route is on its way */
-	DROP_UNKNOWN_SLOT,	/* sealed by a shared state, for a pair that is gone */
-	DROP_FORGED_OVERLAY,	/* to the overlay's port of a node, but not from a node's overlay */
-	DROP_WRONG_IDENTITY,	/* the overlay's header names another identity than the ipcache */
-	DROP_WRONG_ROUTING,	/* for a pod, but not by the overlay that this node is set to */
-	REASON_COUNT,
 };
 
 enum hook { HOOK_FROM_POD = 1, HOOK_DOOR, HOOK_TO_NET, HOOK_FROM_NET };

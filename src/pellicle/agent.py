@@ -9,17 +9,14 @@ It can be killed at any moment: programs, maps and links stay, and the next one 
 from __future__ import annotations
 
 import asyncio
-import faulthandler
-import gc
 import os
-import signal
 import time
 from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping
 from typing import Any
 
 import structlog
 
-from pellicle import derived, exemptions, logs, scrape
+from pellicle import derived, exemptions, scrape
 from pellicle.answers import answers
 from pellicle.audit import Audit, wall
 from pellicle.config import Attach, AuditMode, Config
@@ -32,26 +29,13 @@ from pellicle.encryption import engine, others
 from pellicle.encryption import table as encryption_table
 from pellicle.encryption.paths import PathMtus
 from pellicle.encryption.policies import PolicyTarget
-from pellicle.encryption.routes import (
-    ANY_LENGTH,
-    RoutePlan,
-    RouteTarget,
-    RuleTarget,
-    tables_of,
-)
+from pellicle.encryption.routes import ANY_LENGTH, RoutePlan, RouteTarget, RuleTarget, tables_of
 from pellicle.encryption.sas import SaTarget
 from pellicle.encryption.states import States
 from pellicle.events import Events, Told
-from pellicle.facts import (
-    Engine,
-    Node,
-    NodeName,
-    Offer,
-    Rejected,
-)
+from pellicle.facts import Engine, Node, NodeName, Offer, Rejected
 from pellicle.flows.decode import Decoder, PathMtu, ProbeSeen, SaConfirmed
 from pellicle.flows.history import History
-from pellicle.kernel import Unsupported, libc
 from pellicle.kernel.bpf import Object, ensure_bpffs
 from pellicle.kernel.bpf.attach import Mode
 from pellicle.kernel.changes import RouteChanges
@@ -60,7 +44,6 @@ from pellicle.kernel.nlsocket import Alarm
 from pellicle.kernel.xfrm import XfrmChanges
 from pellicle.keyhold import NO_KEYS, NodeKeys
 from pellicle.keys.pairing import LocalNode, ProbeKind
-from pellicle.keys.secret import SecretError
 from pellicle.metrics import Metrics
 from pellicle.plans import derive
 from pellicle.pods import PodPorts
@@ -74,18 +57,13 @@ from pellicle.sources.cni_spec import CniError
 from pellicle.sources.directory import Directory
 from pellicle.sources.links import links, snapshot
 from pellicle.sources.record import RecordTarget, defend
-from pellicle.sources.secrets import SecretFileError
-from pellicle.sources.workload import NoGrpc
 from pellicle.table import Reconciler, Table, reconcile
-from pellicle.tables import GARBAGE, Tables
+from pellicle.tables import Tables
 
 WATCH_SECONDS = 5.0
 """How often path MTUs are tried again."""
 DOUBT_SECONDS = 0.5
 """Between two looks at what somebody else is taking away."""
-
-REFUSALS = (uplink.NoUplink, SecretFileError, SecretError, NoGrpc, Unsupported, OSError)
-"""What keeps an agent from starting, in words for the operator."""
 
 log = structlog.get_logger()
 
@@ -418,28 +396,3 @@ class Agent:
         made: Reconciler[Any, Any] = Reconciler(wanted, target, up, once=once)
         self._reconcilers.append(made)
         return made
-
-
-class CannotStart(Exception):  # noqa: N818  it is an answer for the operator
-    """Why there is no agent, in words; nothing was changed that encrypts less than before."""
-
-
-async def run(config: Config) -> None:
-    """Be this node's agent until SIGTERM or SIGINT; `CannotStart` says why not."""
-    libc.forbid_core_dumps()
-    faulthandler.enable()  # what no core dump tells: where native code fell over
-    gc.set_threshold(*GARBAGE)
-    logs.configure(config.log_level, config.log_format)
-    try:
-        agent = Agent(config)
-    except REFUSALS as error:
-        raise CannotStart(str(error)) from error
-    work = asyncio.ensure_future(agent.run())
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, work.cancel)
-    try:
-        await work
-    except asyncio.CancelledError:
-        systemd.notify(os.environ, "STOPPING=1")
-        log.info("stopped; the datapath goes on")

@@ -106,7 +106,7 @@ def _print(config: Config, *, as_json: bool) -> None:
 def _run(config: Config) -> None:
     import asyncio
 
-    from pellicle.agent import CannotStart, run
+    from pellicle.daemon import CannotStart, run
     from pellicle.kernel.bpf import IncompatibleMap
 
     try:
