@@ -85,6 +85,9 @@ class Interval(msgspec.Struct, frozen=True):
             return None
 
 
+msgspec.json.Decoder(Interval)  # learned before there are threads: see sources/shapes.py
+
+
 class Audit:
     """Of one node."""
 

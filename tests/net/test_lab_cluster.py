@@ -33,6 +33,11 @@ UPS = {
     "the first pod is made": "/run/netns/pellicle-n1-p1",
 }
 
+DEATHS = {
+    signal.SIGKILL: r"\(signal 9, Killed\):\n  n1\| ",
+    signal.SIGSEGV: r"\(signal 11, Segmentation fault\):\n  n1\| Fatal Python error: ",
+}
+
 
 def pids(state: lab.LabState) -> dict[str, int | None]:
     return {node.name: node.pid for node in state.nodes}
@@ -186,19 +191,22 @@ def test_an_agent_that_cannot_start_is_named_with_its_log(make_lab: Up) -> None:
     assert make_lab(2, 1).is_ready
 
 
-def test_an_agent_that_died_is_named_with_how_and_its_log(make_lab: Up) -> None:
+@pytest.mark.parametrize("number", DEATHS)
+def test_an_agent_that_died_is_named_with_how_and_its_log(
+    make_lab: Up, number: signal.Signals
+) -> None:
     make_lab(2, 1)
     node = LabNode(1)
     agent = processes.read_pid_file(node.pid_file)
     assert agent is not None
-    processes.kill([agent], pace.patient(5))
+    processes.send_signal(agent, number)
+    assert processes.wait_end(agent, pace.patient(5))
     for act in (
         lambda: lab.add_pod("n1"),
         lambda: agents.status(node),
         lambda: agents.wait_ready([node], state.must_read_shape(), ()),
     ):
-        words = r"the agent of n1 has ended \(signal 9, Killed\):\n  n1\| "
-        with pytest.raises(lab.LabError, match=words):
+        with pytest.raises(lab.LabError, match=f"the agent of n1 has ended {DEATHS[number]}"):
             act()
     assert make_lab(2, 1).is_ready
 

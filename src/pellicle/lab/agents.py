@@ -43,6 +43,8 @@ STOP_SECONDS: Final = 10.0
 ASK_SECONDS: Final = 5.0
 POLL_SECONDS: Final = 0.1
 TAIL_LINES: Final = 25
+FATAL, FATAL_LINES = "Fatal Python error: ", 100
+"""How what faulthandler says begins, and how long it is at most: each thread is in it."""
 
 
 def prepare() -> None:
@@ -236,8 +238,10 @@ def epitaph(node: LabNode) -> str:
 def log_tail(node: LabNode) -> str:
     """The last lines of the agent's log."""
     with suppress(OSError):
-        lines = node.log.read_text(errors="replace").splitlines()[-TAIL_LINES:]
-        return "\n".join(f"  {node.name}| {line}" for line in lines) or f"  {node.log} is empty"
+        lines = node.log.read_text(errors="replace").splitlines()[-FATAL_LINES:]
+        fatal = [at for at, line in enumerate(lines) if line.startswith(FATAL)]
+        last = lines[fatal[-1] :] if fatal else lines[-TAIL_LINES:]
+        return "\n".join(f"  {node.name}| {line}" for line in last) or f"  {node.log} is empty"
     return f"  there is no {node.log}"
 
 

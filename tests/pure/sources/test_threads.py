@@ -12,6 +12,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 import msgspec
+from pellicle.audit import Interval
 from pellicle.sources import shapes, trail
 from pellicle.values import FieldError
 from pellicle.wire import chain
@@ -35,6 +36,7 @@ for kind in kinds:
     assert not learns(lambda: shapes.shape({}, kind)), kind
 assert not learns(lambda: chain.parsed(b"{}\\n"))
 assert not learns(lambda: list(trail.Trail(Path(sys.argv[1])).rows()))
+assert not learns(lambda: Interval.of(chain.Record(1, "", "", "interval")))
 """
 
 
