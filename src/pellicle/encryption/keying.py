@@ -21,7 +21,6 @@ import structlog
 from pellicle.encryption.table import EncryptKey, EncryptRow
 from pellicle.facts import (
     Address,
-    Context,
     Engine,
     Node,
     NodeName,
@@ -46,7 +45,7 @@ class Ring(Protocol):
 
     def start(self, published: Iterable[Offer], standing: Mapping[SaKey, Sa], /) -> None: ...
     def peers(self, nodes: Mapping[NodeName, Node], changed: Iterable[NodeName], /) -> None: ...
-    def need(self, contexts: Mapping[NodeName, Collection[Context]], /) -> None: ...
+    def need(self, owned: Collection[Owned], changed: Iterable[Owned], /) -> None: ...
     def standing(self, rows: Mapping[SaKey, Sa], changed: Collection[SaKey], /) -> None: ...
     def sending(self, pairs: Iterable[PairId]) -> None: ...
     def confirmed(self, pair: PairId) -> None: ...
@@ -154,11 +153,7 @@ class Keying:
 
     def _step(self, news: _News) -> float | None:
         self.ring.peers(self.nodes.rows, news.nodes.take())
-        if news.contexts.take():
-            contexts: dict[NodeName, list[Context]] = {}
-            for name, context in self.contexts.rows:
-                contexts.setdefault(name, []).append(context)
-            self.ring.need(contexts)
+        self.ring.need(self.contexts.rows.keys(), news.contexts.take())
         self.ring.standing(self.standing.rows, news.standing.take())
         if news.encrypt_up.take() or self.plan is None:
             self.ring.sending(row.pair for row in self.encrypt_up.rows.values())

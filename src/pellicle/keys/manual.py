@@ -25,13 +25,13 @@ from typing import NamedTuple
 from pellicle.facts import (
     Address,
     Cipher,
-    Context,
     Engine,
     Epoch,
     Network,
     Node,
     NodeName,
     Offer,
+    Owned,
     PairId,
     Rejected,
     Spi,
@@ -174,7 +174,7 @@ class ManualKeys:
         """All other nodes, as their records say now. A claim of another's address is refused."""
         self._claims.hear(nodes, changed)
 
-    def need(self, contexts: Mapping[NodeName, Collection[Context]]) -> None:
+    def need(self, _owned: Collection[Owned], _changed: Iterable[Owned]) -> None:
         """There are no keys but those of the file: what wants its own is not sent."""
 
     def standing(self, rows: Mapping[SaKey, Sa], _changed: Collection[SaKey] | None = None) -> None:

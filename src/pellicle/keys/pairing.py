@@ -24,7 +24,6 @@ from typing import Any, TypeVar
 from pellicle.facts import (
     ALL_TRAFFIC,
     Cipher,
-    Context,
     Engine,
     Node,
     NodeName,
@@ -149,9 +148,9 @@ class Keyring:
         self._is_listed = True
         self._records.hear(nodes, changed)
 
-    def need(self, contexts: Mapping[NodeName, Collection[Context]]) -> None:
-        """With whom a policy asks for keys of its own, and which policy."""
-        self._peers.need(contexts)
+    def need(self, owned: Collection[Owned], changed: Iterable[Owned]) -> None:
+        """With whom a policy asks for keys of its own, and which policy; `changed` as above."""
+        self._peers.need(owned, changed)
 
     def standing(self, rows: Mapping[SaKey, Sa], changed: Collection[SaKey] | None = None) -> None:
         """All SAs that stand in the kernel now; `changed` as above."""

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Mapping
 from heapq import heappop, heappush
 from itertools import chain, count, islice
 
-from pellicle.facts import ALL_TRAFFIC, Address, Context, NodeName, PairId
+from pellicle.facts import ALL_TRAFFIC, Address, Context, NodeName, Owned, PairId
 from pellicle.keys.pair import Pair
 from pellicle.keys.peer import Peer
 from pellicle.keys.records import NOTHING, Verdict
@@ -24,9 +24,9 @@ class Peers:
     def __init__(self, local: NodeName) -> None:
         self._local = local
         self._named: dict[NodeName, dict[Context, Peer]] = {}
-        self._strays: dict[tuple[Address, Context], Peer] = {}
-        """Of adopted pairs whose node no record names."""
-        self._contexts: Mapping[NodeName, Collection[Context]] = {}
+        self._strays: dict[Owned, Peer] = {}
+        """Of adopted pairs whose node no record names; they are called by its address."""
+        self._contexts: dict[NodeName, dict[Context, None]] = {}
         self._verdicts: dict[NodeName, Verdict] = {}
         self._holders: dict[PairId, Peer] = {}
         self._due: dict[Peer, None] = {}
@@ -45,8 +45,8 @@ class Peers:
     def adopt(self, pairs: Mapping[PairId, Pair]) -> None:
         """An earlier life of this node left these behind."""
         for pair in pairs.values():
-            at = pair.node, pair.context
-            stray = self._strays.setdefault(at, Peer(NodeName(str(pair.node)), pair.context))
+            at = _stray(pair.node, pair.context)
+            stray = self._strays.setdefault(at, Peer(*at))
             self.hold(stray, pair)
             self.look_at([stray])
 
@@ -67,7 +67,7 @@ class Peers:
         peer.node, peer.record, peer.is_refused = node, record, is_refused
         self.look_at([peer])
         is_welcome = node is not None and not is_refused and node.addresses
-        at = (node.addresses[0], peer.context) if node and is_welcome else None
+        at = _stray(node.addresses[0], peer.context) if node and is_welcome else None
         stray = self._strays.get(at) if at else None
         if stray:
             for pair in stray.pairs.values():
@@ -75,21 +75,27 @@ class Peers:
                 self.hold(peer, pair)
             self.forget(stray)
 
-    def need(self, contexts: Mapping[NodeName, Collection[Context]]) -> None:
-        """With whom keys are needed for which of the traffic, beyond those for all of it."""
-        before, self._contexts = self._contexts, contexts
-        for name in before.keys() | contexts.keys():
+    def need(self, owned: Collection[Owned], changed: Iterable[Owned]) -> None:
+        """With whom keys are needed for which of the traffic, beyond those for all of it.
+        `changed`: there it may be other than what was said before.
+        """
+        for name, context in changed:
+            mine = self._contexts.setdefault(name, {})
+            was, now = context in mine, (name, context) in owned
+            if now:
+                mine[context] = None
+            else:
+                mine.pop(context, None)
+            if not mine:
+                del self._contexts[name]
             verdict = self._verdicts.get(name)
-            if verdict is None or verdict.node is None:
+            if was == now or verdict is None or verdict.node is None:
                 continue
-            was, now = before.get(name, ()), contexts.get(name, ())
-            for context in now:
-                if context not in was:
-                    peer = self._named[name].setdefault(context, Peer(name, context))
-                    self._tell(peer, verdict)
-            for context in was:
-                if context not in now and context in self._named[name]:
-                    self._tell(self._named[name][context], _gone(name))
+            if now:
+                peer = self._named[name].setdefault(context, Peer(name, context))
+                self._tell(peer, verdict)
+            elif context in self._named[name]:
+                self._tell(self._named[name][context], _gone(name))
 
     def holder(self, id_: PairId) -> Peer | None:
         """Who has the pair with us."""
@@ -120,8 +126,8 @@ class Peers:
             if not self._named[peer.name]:
                 del self._named[peer.name]
                 self._verdicts.pop(peer.name, None)
-        else:
-            self._strays = {at: stray for at, stray in self._strays.items() if stray is not peer}
+        elif self._strays.get((peer.name, peer.context)) is peer:
+            del self._strays[peer.name, peer.context]
 
     # --- whom to look at ----------------------------------------------------------------------
 
@@ -162,6 +168,10 @@ class Peers:
         while self._alarms and self._alarms[0][2].wake != self._alarms[0][0]:
             heappop(self._alarms)
         return self._alarms[0][0] if self._alarms else None
+
+
+def _stray(address: Address, context: Context) -> Owned:
+    return NodeName(str(address)), context
 
 
 def _gone(name: NodeName) -> Verdict:

@@ -26,6 +26,7 @@ from pellicle.facts import (
     Node,
     NodeName,
     Offer,
+    Owned,
     PairId,
 )
 from pellicle.keys.derivation import best_cipher
@@ -110,10 +111,10 @@ class Member:
 
     def need(self, contexts: frozenset[Context]) -> None:
         """Its policies ask for these from now on, with everybody."""
-        self.wants = contexts
+        before, self.wants = self.wants, contexts
         if self.agent:
             others = self.world.others(self)
-            self.agent.ring.need({other.name: sorted(contexts) for other in others})
+            self.agent.ring.need(_owned(others, contexts), _owned(others, before | contexts))
 
     @property
     def ways(self) -> list[Context]:
@@ -405,6 +406,10 @@ class Cluster(World):
         assert other.kernel.encrypt[one.addresses[0], context].pair == keys.pair, says
         assert left == {keys.pair}, f"{says}: {len(left)} pairs are left"
         assert len(mine) == 1, f"{one.name} still publishes {len(mine)} offers"
+
+
+def _owned(others: Iterable[Member], contexts: Iterable[Context]) -> list[Owned]:
+    return [(other.name, context) for other in others for context in sorted(contexts)]
 
 
 @cache

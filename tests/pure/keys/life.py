@@ -9,7 +9,18 @@ from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
 from typing import Any
 
-from pellicle.facts import Address, Cipher, Engine, Epoch, Node, NodeName, Offer, PairId
+from pellicle.facts import (
+    Address,
+    Cipher,
+    Context,
+    Engine,
+    Epoch,
+    Node,
+    NodeName,
+    Offer,
+    Owned,
+    PairId,
+)
 from pellicle.keys.offers import OwnOffer
 from pellicle.keys.pairing import (
     Direction,
@@ -77,6 +88,7 @@ class Life:
     ciphers: tuple[Cipher, ...] = (Cipher.CHACHA20_POLY1305,)
     engine: Engine = Engine.BPF
     secret: Trust = SECRET
+    owned: set[Owned] = field(default_factory=set)
     ring: Keyring = field(init=False)
     plan: KeyPlan = field(init=False)
 
@@ -91,6 +103,12 @@ class Life:
         """The directory says this now."""
         self.nodes = list(nodes)
         self.ring.peers({node.name: node for node in nodes})
+        return self.look()
+
+    def need(self, *contexts: Context) -> KeyPlan:
+        """Policies ask for these keys with n1."""
+        before, self.owned = self.owned, {(NodeName("n1"), context) for context in contexts}
+        self.ring.need(self.owned, sorted(before | self.owned))
         return self.look()
 
     def look(self, after: float = 0.0) -> KeyPlan:

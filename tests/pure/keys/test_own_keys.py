@@ -3,10 +3,16 @@
 
 from __future__ import annotations
 
-from pellicle.facts import Context
-from pellicle.keys.pairing import Direction, Sa
+import sys
+from collections.abc import Callable
+from functools import partial
 
-from .life import ANSWER, Life, agreed, epochs, node, offer
+from pellicle.facts import Context, Node, NodeName
+from pellicle.keys.pairing import Direction, Sa
+from pellicle.keys.peers import Peers
+from pellicle.keys.records import NOTHING, Verdict
+
+from .life import ANSWER, ME, Life, addresses, agreed, epochs, node, offer
 
 PAYMENTS, LEDGER = Context(7), Context(8)
 
@@ -14,8 +20,7 @@ PAYMENTS, LEDGER = Context(7), Context(8)
 def needing(*contexts: Context) -> Life:
     """A life that has agreed with n1 on everything else."""
     life = agreed()
-    life.ring.need({"n1": contexts})  # type: ignore[dict-item]
-    life.look()
+    life.need(*contexts)
     life.install()
     return life
 
@@ -62,8 +67,7 @@ def test_once_they_were_sent_on_nothing_else_will_do() -> None:
 
 def test_no_two_contexts_share_a_pair_a_key_an_spi_or_a_slot() -> None:
     life = agreed()
-    life.ring.need({"n1": (PAYMENTS, LEDGER)})  # type: ignore[dict-item]
-    life.look()
+    life.need(PAYMENTS, LEDGER)
     fresh = [sa for sa in life.plan.sas.values() if sa.direction is Direction.IN]
     assert len({sa.spi for sa in fresh}) == len(fresh) == 12
     per_context = [sas(life, context) for context in (Context(0), PAYMENTS, LEDGER)]
@@ -105,8 +109,7 @@ def test_a_new_life_adopts_them() -> None:
     pairs = {sa.pair for sa in sas(life, PAYMENTS)}
     after = life.restart()
     assert {sa.pair for sa in sas(after, PAYMENTS)} == pairs, "before anybody asks for them"
-    after.ring.need({"n1": (PAYMENTS,)})  # type: ignore[dict-item]
-    after.look()
+    after.need(PAYMENTS)
     (send,) = after.plan.own_sends.values()
     assert send.pair in pairs
 
@@ -114,8 +117,7 @@ def test_a_new_life_adopts_them() -> None:
 def test_what_no_policy_asks_for_any_more_ends_after_the_drain() -> None:
     life = needing(PAYMENTS)
     agree(life, PAYMENTS)
-    life.ring.need({})
-    life.look()
+    life.need()
     assert life.plan.own_peers == {}
     assert life.plan.own_sends
     assert sas(life, PAYMENTS), "whoever has not heard of it yet sends on them"
@@ -134,3 +136,47 @@ def test_a_node_that_goes_takes_them_along() -> None:
     life.know(node("n1", offer("n1", 2)))
     life.install()
     assert sas(life, PAYMENTS), "it is still asked for"
+
+
+def test_one_change_costs_the_same_among_ten_nodes_and_a_thousand() -> None:
+    few, many = cluster(10), cluster(1000)
+    everything = [calls(partial(needs, few, 10)), calls(partial(needs, many, 1000))]
+    assert everything[1] > 50 * everything[0], "it does count"
+    one = (NodeName("n5"), LEDGER)
+    for wanted in ((), (one,)):
+        costs = [calls(partial(peers.need, wanted, [one])) for peers in (few, many)]
+        assert costs[0] == costs[1]
+        assert [len(peers.take(10)) for peers in (few, many)] == [1, 1]
+
+
+def cluster(size: int) -> Peers:
+    """So many nodes, and with each of them two sets of keys of their own."""
+    peers = Peers(ME)
+    for n in range(size):
+        name = NodeName(f"n{n}")
+        at = addresses(f"198.18.{n >> 8}.{n & 255}")
+        peers.believe(Verdict(name, Node(name, at, ()), NOTHING, is_refused=False))
+    needs(peers, size)
+    peers.take(3 * size)
+    return peers
+
+
+def needs(peers: Peers, size: int) -> None:
+    names = [NodeName(f"n{n}") for n in range(size)]
+    every = [(name, context) for name in names for context in (PAYMENTS, LEDGER)]
+    peers.need(set(every), every)
+
+
+def calls(act: Callable[[], object]) -> int:
+    """Of functions, ours and Python's own."""
+    counted, before = [0], sys.getprofile()
+
+    def count(*_: object) -> None:
+        counted[0] += 1
+
+    sys.setprofile(count)
+    try:
+        act()
+    finally:
+        sys.setprofile(before)
+    return counted[0]
