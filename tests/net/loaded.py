@@ -21,10 +21,10 @@ from pathlib import Path
 
 from pellicle import lab
 from pellicle.kernel import netns
-from pellicle.lab import agents
+from pellicle.lab import agents, pods
 from pellicle.lab.frames import Kind
 from pellicle.lab.sniffer import Sniffer
-from pellicle.lab.topology import LabNode, node_named
+from pellicle.lab.topology import LabNode, node_named, pod_named
 from tests import pace
 
 PROGRAM = Path(__file__).with_name("load.py")
@@ -139,14 +139,8 @@ def stop(runs: Sequence[Load]) -> list[Outcome]:
 
 def address_of(pod: str, family: int) -> str:
     """Of a pod of the standing lab, for example of "n1/p1", or of a node: "n1"."""
-    node, slash, name = pod.partition("/")
-    if not slash:
-        return str(next(a for a in node_named(node).addresses if a.version == family))
-    for each in lab.status().nodes:
-        for plugged in each.pods:
-            if (each.name, plugged.name) == (node, f"{node}/{name}"):
-                return next(str(a) for a in plugged.addresses if (":" in str(a)) == (family == 6))
-    raise AssertionError(f"no pod {pod} in the lab")
+    found = pods.addresses(pod_named(pod)) if "/" in pod else node_named(pod).addresses
+    return next(str(address) for address in found if address.version == family)
 
 
 def until(condition: Callable[[], bool], what: str, seconds: float = 60.0) -> None:
