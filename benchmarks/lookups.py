@@ -47,7 +47,8 @@ from pellicle.lab.patience import patient
 from pellicle.lab.topology import CLUSTER, LabNode
 from pellicle.policy import members, rulebook
 from pellicle.policy.rulebook import Choice, PairKey, PolicyRow, PortKey
-from pellicle.sources.resources import place, write
+from pellicle.sources.manifest import write
+from pellicle.sources.resources import place
 from tests.bpf import packets
 from tests.bpf.cluster import OVER4, SELF4, furnish, put_outbound
 from tests.bpf.node import Node as Datapath

@@ -15,11 +15,7 @@ from pathlib import Path, PurePath
 from types import MappingProxyType
 from typing import Any, Final
 
-from pellicle.exemptions import Exemption
-from pellicle.facts import Address, Network, NodeName, Overlay
-from pellicle.settings import (
-    ENVIRONMENT_PREFIX,
-    SETTINGS,
+from pellicle.choices import (
     Attach,
     AuditMode,
     CipherChoice,
@@ -31,8 +27,10 @@ from pellicle.settings import (
     LogLevel,
     OuterFamily,
     Routing,
-    Setting,
 )
+from pellicle.exemptions import Exemption
+from pellicle.facts import Address, Network, NodeName, Overlay
+from pellicle.settings import ENVIRONMENT_PREFIX, SETTINGS, Setting
 from pellicle.values import Listener, did_you_mean, printable, shown
 from pellicle.wire.yaml import Tree, YamlError, documents
 

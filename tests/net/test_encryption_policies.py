@@ -25,7 +25,8 @@ from pellicle.facts import (
 from pellicle.lab import agents
 from pellicle.lab.sniffer import Sniffer
 from pellicle.lab.topology import CLUSTER, LabNode
-from pellicle.sources.resources import place, write
+from pellicle.sources.manifest import write
+from pellicle.sources.resources import place
 from tests import pace
 from tests.net.loaded import address_of, assert_private, both_ways, stop, until
 from tests.net.parcels import SECRET, content, is_echoed, open_in

@@ -21,7 +21,7 @@ from pellicle.keys.secret import Secret
 from pellicle.lab import agents, processes
 from pellicle.lab.sniffer import Sniffer
 from pellicle.lab.topology import CLUSTER, PSK, LabNode
-from pellicle.sources.resources import write
+from pellicle.sources.manifest import write
 from tests import pace
 from tests.net.loaded import MARKER, assert_private, dropped, load, until
 

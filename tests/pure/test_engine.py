@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import pytest
 
+from pellicle.choices import CipherChoice, EngineChoice
 from pellicle.encryption.engine import ALGORITHMS, Abilities, Choice, choose
 from pellicle.facts import Cipher, Engine
 from pellicle.kernel import Unsupported
-from pellicle.settings import CipherChoice, EngineChoice
 
 NO_AEAD = OSError(errno.ENOSYS, "Requested AEAD algorithm not found")
 NO_KIND = OSError(errno.EOPNOTSUPP, "Unknown device type")

@@ -16,12 +16,12 @@ from pathlib import Path
 
 import pytest
 
+from pellicle.choices import IpsecOffload
 from pellicle.encryption.states import States, state_of
 from pellicle.facts import Cipher
 from pellicle.kernel import netns
 from pellicle.kernel.netlink import Netlink
 from pellicle.keys.rows import Direction
-from pellicle.settings import IpsecOffload
 from pellicle.wire.xfrm import Offload, OffloadFlags, StateFlags
 from tests.pure.sas_made import sa
 

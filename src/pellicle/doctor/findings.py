@@ -13,12 +13,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
+from pellicle.choices import CipherChoice, EngineChoice
 from pellicle.datapath.overlay import NEEDS
 from pellicle.doctor.conflicts import catching, early, sharing
 from pellicle.doctor.machine import Machine, Programs, Tried
 from pellicle.encryption.engine import Abilities, Choice, choose
 from pellicle.facts import Cipher
-from pellicle.settings import CipherChoice, EngineChoice
 from pellicle.sources.uplink import Uplink
 
 OLDEST = (5, 15)

@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from pellicle.choices import CipherChoice, EngineChoice
 from pellicle.config import Config
 from pellicle.facts import Cipher, Engine
 from pellicle.kernel import Unsupported
 from pellicle.kernel.xfrm import probe_device, probe_esp
-from pellicle.settings import CipherChoice, EngineChoice
 
 ALGORITHMS: Mapping[Cipher, tuple[str, int]] = MappingProxyType(
     {

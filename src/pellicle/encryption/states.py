@@ -30,13 +30,13 @@ from types import MappingProxyType
 
 import structlog
 
+from pellicle.choices import IpsecOffload
 from pellicle.datapath.xfrm_device import IF_ID
 from pellicle.encryption.engine import ALGORITHMS
 from pellicle.facts import Address
 from pellicle.kernel.offloads import has_esp_offload
 from pellicle.kernel.xfrm import Xfrm
 from pellicle.keys.rows import Direction, Sa
-from pellicle.settings import IpsecOffload
 from pellicle.wire.xfrm import (
     Mark,
     Offload,

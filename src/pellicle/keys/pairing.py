@@ -10,16 +10,14 @@ then ask for the plan. It promises that
   - a plan costs what changed since the last one, however many peers there are, and never much:
     what concerns thousands of them is spread over many plans.
 See pair.py for the life of a pair, own.py for that of our offers, peer.py for the end of both,
-records.py for what peers are believed.
+reach.py for what comes of it, records.py for what peers are believed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from itertools import islice
 from types import MappingProxyType
-from typing import Any, TypeVar
 
 from pellicle.facts import (
     ALL_TRAFFIC,
@@ -36,6 +34,7 @@ from pellicle.keys.own import LIFETIME_SECONDS, Own, OwnOffers
 from pellicle.keys.pair import Pair, Terms, adopted, plan_sas
 from pellicle.keys.peer import Peer
 from pellicle.keys.peers import Peers
+from pellicle.keys.reach import Reach
 from pellicle.keys.records import GRACE_SECONDS, LOOK_SECONDS, Records, Rules
 from pellicle.keys.rows import (
     Direction,
@@ -67,8 +66,6 @@ DERIVATIONS_PER_PLAN = 60
 PROBED_SA = 0
 """One SA answers for all of its pair."""
 
-K = TypeVar("K")
-R = TypeVar("R")
 Marked = dict[Peer, None]
 """A set that keeps its order."""
 
@@ -115,10 +112,7 @@ class Keyring:
         self._broken: Marked = {}
         """With whom only another offer of ours can help."""
         self._sas: dict[SaKey, Sa] = {}
-        self._sends: dict[NodeName, Send] = {}
-        self._keys: dict[NodeName, PeerKeys] = {}
-        self._own_sends: dict[Owned, Send] = {}
-        self._own_keys: dict[Owned, PeerKeys] = {}
+        self._reach = Reach()
         self._changed: dict[SaKey, None] = {}
         """Where `_sas` differs from the last plan."""
         self._plan: KeyPlan | None = None
@@ -332,41 +326,16 @@ class Keyring:
         probes: list[tuple[SaKey, ProbeKind]] = []
         if self._peers.is_named(peer):
             probes = [(pair.outbound(PROBED_SA), kind) for pair, kind in peer.probes(sending, now)]
-            self._say(peer, own, now)
+            has_slots = self._slots.has_free
+            is_new = self._reach.say(peer, own.newest, now, has_slots=has_slots)
+            if is_new and peer.context == ALL_TRAFFIC:
+                self._peers.look_at(self._peers.others_of(peer))
         if peer.is_gone and not peer.pairs:
             self._forget(peer)
             return probes
         wakes = (at for at in peer.wakes(self._drain, sending) if at > now)
         self._peers.set_alarm(peer, min(wakes, default=None))
         return probes
-
-    def _say(self, peer: Peer, own: OwnOffers, now: float) -> None:
-        """In the next plan; rows that stay as they are stay the same objects."""
-        all_sends: dict[Any, Send] = self._sends if _is_for_all(peer) else self._own_sends
-        all_keys: dict[Any, PeerKeys] = self._keys if _is_for_all(peer) else self._own_keys
-        at = peer.name if _is_for_all(peer) else (peer.name, peer.context)
-        node = peer.node
-        if node is None:
-            all_keys.pop(at, None)
-            # What names a policy's own keys goes after them: it must find them to the last.
-            if _is_for_all(peer) or not peer.pairs:
-                all_sends.pop(at, None)
-            return
-        chosen = None if peer.is_refused or not node.addresses else peer.choose()
-        keys = peer.keys(chosen, own.newest, now, has_slots=self._slots.has_free)
-        if all_keys.get(at) != keys:
-            all_keys[at] = keys
-        before = all_sends.pop(at, None)
-        if chosen is not None:
-            peer.has_begun = True
-            send = Send(chosen.id, chosen.engine, node.addresses[0], context=peer.context)
-            all_sends[at] = before if send == before else send
-        elif not _is_for_all(peer) and not peer.has_begun and peer.name in self._sends:
-            # Until its own keys stand for the first time, the node's do, or a new policy would
-            # begin with a loss.
-            all_sends[at] = replace(self._sends[peer.name], context=peer.context)
-        if _is_for_all(peer) and all_sends.get(at) != before:
-            self._peers.look_at(self._peers.others_of(peer))
 
     def _remove(self, peer: Peer, pair: Pair) -> None:
         self._peers.drop(peer, pair)
@@ -394,16 +363,17 @@ class Keyring:
     ) -> KeyPlan:
         before, changed = self._plan, tuple(self._changed)
         self._changed.clear()
+        reached = self._reach.snapshot()
         # What is past waits for an input.
         wakes = (at for at in self._wakes(own, now) if at > now)
         return KeyPlan(
             offers=own.published,
             sas=before.sas if before and not changed else MappingProxyType(self._sas.copy()),
-            sends=_snapshot(self._sends, before.sends if before else None),
+            sends=reached.sends,
             probes=probes,
-            peers=_snapshot(self._keys, before.peers if before else None),
-            own_sends=_snapshot(self._own_sends, before.own_sends if before else None),
-            own_peers=_snapshot(self._own_keys, before.own_peers if before else None),
+            peers=reached.peers,
+            own_sends=reached.own_sends,
+            own_peers=reached.own_peers,
             own=tuple(own.keys()),
             rejected=(*own.rejected, *self._records.rejected),
             wake=now if self._is_listed and self._is_busy else min(wakes, default=None),
@@ -423,13 +393,3 @@ def _mark(marked: Marked, peer: Peer, is_so: bool) -> None:
         marked[peer] = None
     else:
         marked.pop(peer, None)
-
-
-def _is_for_all(peer: Peer) -> bool:
-    """Its keys are for all the traffic with that node."""
-    return peer.context == ALL_TRAFFIC
-
-
-def _snapshot(rows: dict[K, R], before: Mapping[K, R] | None) -> Mapping[K, R]:
-    """The one before, if it is as good."""
-    return before if before is not None and before == rows else MappingProxyType(rows.copy())

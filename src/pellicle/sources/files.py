@@ -22,7 +22,8 @@ from pathlib import Path
 
 from pellicle.facts import Endpoint, Identity, Node, NodeName
 from pellicle.identity import candidates, canonical
-from pellicle.sources.resources import MAX_BYTES, Resource, place, read, write
+from pellicle.sources.manifest import write
+from pellicle.sources.resources import MAX_BYTES, Resource, place, read
 
 MODE = 0o644
 

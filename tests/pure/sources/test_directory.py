@@ -19,7 +19,8 @@ from pellicle.sources.directory import (
     write_endpoint,
     write_node,
 )
-from pellicle.sources.resources import place, write
+from pellicle.sources.manifest import write
+from pellicle.sources.resources import place
 from pellicle.sources.shelf import KEPT
 from tests.pure.sources.facts_made import n, node, pod
 

@@ -22,7 +22,8 @@ from pellicle.sources.directory import (
     write_endpoint,
     write_node,
 )
-from pellicle.sources.resources import place, read, write
+from pellicle.sources.manifest import write
+from pellicle.sources.resources import place, read
 from tests.pure.sources.facts_made import n, offer, pod
 
 P1 = pod("p1", "n1", "10.244.1.2", app="web")

@@ -16,8 +16,9 @@ import pytest
 from pellicle.facts import Node, NodeName
 from pellicle.sources import record
 from pellicle.sources.directory import Directory, write_node
+from pellicle.sources.manifest import write
 from pellicle.sources.record import RecordTarget, defend
-from pellicle.sources.resources import place, write
+from pellicle.sources.resources import place
 from pellicle.table import Reconciler, Table, reconcile
 from tests.pure.sources.facts_made import n
 

@@ -23,6 +23,7 @@ from pellicle.facts import (
     Ports,
     Selector,
 )
+from pellicle.sources.manifest import write
 from pellicle.sources.resources import (
     MAX_BYTES,
     MAX_FILE_NAME,
@@ -31,7 +32,6 @@ from pellicle.sources.resources import (
     place,
     read,
     title,
-    write,
 )
 from tests.pure.sources.facts_made import n, node, offer, pod, resources
 

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from pellicle.sources.files import write_node
-from pellicle.sources.resources import MAX_BYTES, write
+from pellicle.sources.manifest import write
+from pellicle.sources.resources import MAX_BYTES
 from pellicle.sources.shelf import KEPT, Shelf
 from pellicle.sources.world import World
 from tests.pure.sources.facts_made import n
