@@ -62,8 +62,8 @@ from pellicle.tables import Tables
 
 WATCH_SECONDS = 5.0
 """How often path MTUs are tried again."""
-DOUBT_SECONDS = 0.5
-"""Between two looks at what somebody else is taking away."""
+FIRST_DOUBT_SECONDS, DOUBT_SECONDS = 0.02, 0.5
+"""Between two looks at what somebody else is taking away, and goes on taking away."""
 
 log = structlog.get_logger()
 
@@ -268,11 +268,15 @@ class Agent:
     async def _miss(self, changes: Alarm, *tables: Table[Any, Any]) -> None:
         """What somebody else has taken away of these is put back at once."""
         with changes:
+            pause, ended = DOUBT_SECONDS, time.monotonic()
             async for _ in changes:
+                was_quiet = time.monotonic() > ended + DOUBT_SECONDS
+                pause = FIRST_DOUBT_SECONDS if was_quiet else min(2 * pause, DOUBT_SECONDS)
                 for each in self._reconcilers:
                     if each.desired in tables:
                         each.doubt()
-                await asyncio.sleep(DOUBT_SECONDS)
+                await asyncio.sleep(pause)
+                ended = time.monotonic()
 
     # --- keys ---------------------------------------------------------------------------------
 
@@ -382,13 +386,8 @@ class Agent:
 
     def _configured_cidrs(self) -> ipcache.Cidrs:
         """What is the cluster's whatever the records say: this node, too."""
-        config = self._config
-        return ipcache.configured_cidrs(
-            config.cluster_cidrs,
-            config.node_cidrs,
-            config.node_cidrs_except,
-            self._uplink.addresses,
-        )
+        c, own = self._config, self._uplink.addresses
+        return ipcache.configured_cidrs(c.cluster_cidrs, c.node_cidrs, c.node_cidrs_except, own)
 
     def _reconciler(
         self, wanted: Table[Any, Any], target: Any, up: Table[Any, Any], *, once: bool = False
