@@ -97,12 +97,14 @@ def _programs(programs: Programs) -> Iterator[Finding]:
     yield Finding(Mark.WELL, "BPF programs", "they load")
     if programs.mode is None:
         advice = (
-            "Needs Linux 6.6 (tcx), or CONFIG_NET_SCH_INGRESS and CONFIG_NET_CLS_BPF: "
+            "Needs CONFIG_NET_SCH_INGRESS and CONFIG_NET_CLS_BPF: "
             f"modprobe sch_ingress cls_bpf. {_PACKAGE}"
         )
         yield Finding(Mark.WRONG, "attaching", programs.attach_why or "impossible", advice)
         return
-    how = {"tcx": "by link (tcx)", "clsact": "by filter (clsact)"}[programs.mode]
+    how = {"tcx": "by link (tcx) and filter (clsact)", "clsact": "by filter (clsact)"}[
+        programs.mode
+    ]
     yield Finding(Mark.WELL, "attaching", how)
 
 

@@ -83,12 +83,10 @@ def _programs() -> Programs:
 
 
 def _attach(loaded: Object) -> Mode:
-    """How, in a new namespace; where there are no links, a filter is really made."""
-    if has_tcx(_LOOPBACK):
-        return "tcx"
+    """How, in a new namespace; a filter, which `backstop` always is, is really made."""
     nowhere = Path("/proc/no-pin")
-    program = loaded.program("from_pod")
-    return attach_tc(_LOOPBACK, program, "ingress", pin=nowhere, mode="clsact").mode
+    attach_tc(_LOOPBACK, loaded.program("backstop"), "egress", pin=nowhere, mode="clsact")
+    return "tcx" if has_tcx(_LOOPBACK) else "clsact"
 
 
 def _policies() -> tuple[tuple[Policy, ...], str | None]:
