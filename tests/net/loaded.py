@@ -146,7 +146,7 @@ def address_of(pod: str, family: int) -> str:
 def until(condition: Callable[[], bool], what: str, seconds: float = 60.0) -> None:
     """Wait for something that happens by itself; an agent on its way up may not answer yet."""
     seconds = pace.patient(seconds)
-    end = time.monotonic() + seconds
+    end, pause = time.monotonic() + seconds, 0.01
     while True:
         try:
             if condition():
@@ -154,7 +154,8 @@ def until(condition: Callable[[], bool], what: str, seconds: float = 60.0) -> No
         except (OSError, lab.LabError):
             pass
         assert time.monotonic() < end, f"not within {seconds:g} s: {what}"
-        time.sleep(0.1)
+        time.sleep(pause)
+        pause = min(2 * pause, 0.1)
 
 
 def dropped(node: LabNode) -> dict[str, int]:
