@@ -5,7 +5,8 @@
         state = make_lab(2, 1)
 
 There is one lab on a machine: the session holds its lock, cleans what an earlier one left, and
-removes its own at the end, also after Ctrl-C. `make_lab` is `lab.up` with the engine of the
+removes its own at the end, also after Ctrl-C. `make test` has two sessions beside each other, in
+what `apart.sh` makes look like two machines. `make_lab` is `lab.up` with the engine of the
 command line: a shape that stands already costs a fraction of a second. `bare_wire` gives nodes
 and wire without any agent.
 """
