@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import random
 import struct
-from collections.abc import Iterator
 
 import pytest
 from scapy.layers import ipsec
@@ -28,7 +27,6 @@ from tests.bpf.cluster import (
     WORLD4,
     WORLD6,
     Peer,
-    furnish,
     pod,
     put_inbound,
     put_outbound,
@@ -49,13 +47,6 @@ from tests.bpf.tunnel import (
     sealed,
     state,
 )
-
-
-@pytest.fixture(scope="module")
-def loaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
-    with loaded_node(tmp_path_factory.mktemp("bpf")) as node:
-        furnish(node)
-        yield node
 
 
 @pytest.fixture

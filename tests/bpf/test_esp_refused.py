@@ -24,12 +24,11 @@ from tests.bpf.cluster import (
     POD4,
     SELF4,
     SELF6,
-    furnish,
     put_inbound,
     put_outbound,
     sa_in,
 )  # fmt: skip
-from tests.bpf.node import OK, SHOT, Node, can_run, loaded_node
+from tests.bpf.node import OK, SHOT, Node, can_run
 from tests.bpf.tunnel import (
     HEAD,
     NEXT,
@@ -41,13 +40,6 @@ from tests.bpf.tunnel import (
     sealed,
     state,
 )
-
-
-@pytest.fixture(scope="module")
-def loaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
-    with loaded_node(tmp_path_factory.mktemp("bpf")) as node:
-        furnish(node)
-        yield node
 
 
 @pytest.fixture

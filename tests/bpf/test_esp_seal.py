@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import random
 import struct
-from collections.abc import Iterator
 
 import pytest
 from scapy.layers import ipsec
@@ -28,12 +27,11 @@ from tests.bpf.cluster import (
     SELF4,
     WORLD4,
     Peer,
-    furnish,
     pod,
     put_outbound,
     sa_out,
 )  # fmt: skip
-from tests.bpf.node import REDIRECT, SHOT, Node, loaded_node
+from tests.bpf.node import REDIRECT, SHOT, Node
 from tests.bpf.race import run_at_once
 from tests.bpf.tunnel import (
     ANSWER,
@@ -48,13 +46,6 @@ from tests.bpf.tunnel import (
 
 LONGEST = 2046
 """What the engine can carry: 2048 with the two bytes of the trailer."""
-
-
-@pytest.fixture(scope="module")
-def loaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
-    with loaded_node(tmp_path_factory.mktemp("bpf")) as node:
-        furnish(node)
-        yield node
 
 
 @pytest.fixture

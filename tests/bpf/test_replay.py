@@ -16,8 +16,8 @@ import pytest
 from build_bpf import ROOT, compile_bpf
 from pellicle.kernel.bpf import Object
 from tests.bpf import packets
-from tests.bpf.cluster import OVER4, PEERS, POD4, Peer, furnish, put_inbound, sa_in
-from tests.bpf.node import REDIRECT, Node, loaded_node
+from tests.bpf.cluster import OVER4, PEERS, POD4, Peer, put_inbound, sa_in
+from tests.bpf.node import REDIRECT, Node
 from tests.bpf.race import run_at_once
 from tests.bpf.tunnel import sealed, state
 
@@ -27,13 +27,6 @@ T = WINDOW
 TURN = 1 << 32
 INNER = {version: packets.ip(PEERS[version].pod4, POD4) for version in (4, 6)}
 PASS, SEEN, OLD, FORGED = "OPENED", "DROP_REPLAYED", "DROP_TOO_OLD", "DROP_AUTH_FAILED"
-
-
-@pytest.fixture(scope="module")
-def loaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
-    with loaded_node(tmp_path_factory.mktemp("bpf")) as node:
-        furnish(node)
-        yield node
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import random
 import struct
-from collections.abc import Iterator
 
 import pytest
 
@@ -29,23 +28,15 @@ from tests.bpf.cluster import (
     SHARED,
     WORLD4,
     Peer,
-    furnish,
     pod,
     put_inbound,
 )  # fmt: skip
-from tests.bpf.node import OK, REDIRECT, SHOT, XFRM, Node, loaded_node
+from tests.bpf.node import OK, REDIRECT, SHOT, XFRM, Node
 from tests.bpf.packets import DONT_FRAGMENT, ESP, MORE_FRAGMENTS, frame
 from tests.bpf.tunnel import assert_delivered, datagram, outers, sealed
 
 TAGS = {"untagged": b"", "on a VLAN": b"\x81\0\0\5"}
 tagged = pytest.mark.parametrize("tag", TAGS.values(), ids=TAGS)
-
-
-@pytest.fixture(scope="module")
-def loaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
-    with loaded_node(tmp_path_factory.mktemp("bpf")) as node:
-        furnish(node)
-        yield node
 
 
 @pytest.fixture
