@@ -324,6 +324,25 @@ def test_a_roll_out_line_by_line_leaves_no_moment_without() -> None:
     assert {(sa.spi, sa.shared) for sa in kernel.sas(Direction.OUT)} == {(4, 2)}
 
 
+def test_what_is_still_sent_by_does_not_drain() -> None:
+    """Its successor's policies may take their time."""
+    kernel = Kernel(cluster(node(2), node(3)))
+    before = {send.pair for send in kernel.plan.sends.values()}
+    kernel.ring.sending(before)
+    for ids in ((3, 4), (4, 3), (4,)):
+        kernel.know(*ids)
+    kernel.now = 3 * DRAIN
+    kernel.obey()
+    assert before <= {sa.pair for sa in kernel.sas(Direction.OUT)}
+    kernel.ring.sending(send.pair for send in kernel.plan.sends.values())
+    kernel.now += DRAIN - 1
+    kernel.obey()
+    assert before <= {sa.pair for sa in kernel.sas(Direction.OUT)}, "some are under way"
+    kernel.now += 1
+    kernel.obey()
+    assert not before & {sa.pair for sa in kernel.sas(Direction.OUT)}
+
+
 def test_a_state_that_is_spent_is_replaced_for_all_at_once() -> None:
     kernel = Kernel(cluster(node(2), node(3)))
     for send in kernel.plan.sends.values():

@@ -142,7 +142,8 @@ class ManualKeys:
         self._lives: dict[_Place, int] = {}
         self._wanted: dict[SaKey, _Place] = {}
         self._ended: dict[SaKey, float] = {}
-        """What is not wanted any more, and since when."""
+        """What is neither wanted nor sent by any more, and since when."""
+        self._sending: frozenset[PairId] = frozenset()
         self._slots = Slots()
         self._slot_of: dict[PairId, int] = {}
         self._rejected: Sequence[Rejected] = []
@@ -217,7 +218,8 @@ class ManualKeys:
         self._keys = tuple(good)
 
     def sending(self, pairs: Iterable[PairId]) -> None:
-        """Nobody is told what this node sends on."""
+        """These are what the datapath sends on. None of them is taken away before it moves."""
+        self._sending = frozenset(pairs)
 
     def confirmed(self, pair: PairId) -> None:
         """That a packet came in shows nothing: everybody has these keys."""
@@ -327,7 +329,7 @@ class ManualKeys:
     def _draining(self, wanted: Mapping[SaKey, Sa], now: float) -> dict[SaKey, Sa]:
         """What packets under way may still be marked for."""
         ended = {
-            at: self._ended.get(at, now)
+            at: now if sa.pair in self._sending else self._ended.get(at, now)
             for at, sa in self._standing.items()
             if at not in wanted and sa.direction is Direction.OUT
         }
