@@ -324,6 +324,16 @@ def test_a_roll_out_line_by_line_leaves_no_moment_without() -> None:
     assert {(sa.spi, sa.shared) for sa in kernel.sas(Direction.OUT)} == {(4, 2)}
 
 
+def test_a_key_of_an_earlier_life_that_comes_back_has_another_name() -> None:
+    old = Kernel(cluster(node(2)))
+    old.know(3, 4)
+    kernel = Kernel(cluster(node(2)), standing=dict(old.standing))
+    assert {sa.spi for sa in kernel.sas(Direction.IN)} == {3}
+    kernel.know(3, 4)
+    (back,) = [sa for sa in kernel.sas(Direction.IN) if sa.spi == 4]
+    assert back.at not in old.standing, "it would not be put again"
+
+
 def test_what_is_still_sent_by_does_not_drain() -> None:
     """Its successor's policies may take their time."""
     kernel = Kernel(cluster(node(2), node(3)))

@@ -140,6 +140,8 @@ class ManualKeys:
         self._claims = Claims(node)
         self._standing: Mapping[SaKey, Sa] = {}
         self._lives: dict[_Place, int] = {}
+        self._strange: set[PairId] = set()
+        """What stood at first, by keys that are not in the file: they may come back."""
         self._wanted: dict[SaKey, _Place] = {}
         self._ended: dict[SaKey, float] = {}
         """What is neither wanted nor sent by any more, and since when."""
@@ -167,6 +169,7 @@ class ManualKeys:
                     self._wanted[sa.at] = place
                     if _sends_shared(sa):
                         self._numbers.keep((key, sa.source), sa.shared)
+        self._strange = {sa.pair for at, sa in standing.items() if at not in self._wanted}
         self.standing(standing)
 
     def peers(
@@ -302,6 +305,8 @@ class ManualKeys:
 
     def _sa(self, peer: NodeName, place: _Place) -> Sa:
         life = self._lives.setdefault(place, 1)
+        while place.pair(life) in self._strange:
+            self._lives[place] = life = life + 1  # nothing is put twice under its name
         pair = place.pair(life)
         if pair not in self._slot_of:
             self._slot_of[pair] = self._slots.take()
