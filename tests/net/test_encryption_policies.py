@@ -7,6 +7,7 @@ import socket
 import threading
 from collections.abc import Callable, Collection, Iterator
 from ipaddress import ip_network
+from itertools import count
 from types import MappingProxyType
 from typing import Any
 
@@ -36,6 +37,7 @@ N1, N2 = LabNode(1), LabNode(2)
 BOTH = (N1, N2)
 EXEMPT, ENCRYPT, OWN = PolicyAction.EXEMPT, PolicyAction.ENCRYPT, PolicyAction.OWN_KEYS
 WEB, DB = 8080, 5432
+FRESH_PORTS = count(8100)
 families = pytest.mark.parametrize("family", [4, 6], ids=["IPv4", "IPv6"])
 
 
@@ -221,25 +223,42 @@ def test_in_an_overlay_own_keys_go_by_the_packet_inside_and_no_pod_is_exempt(
 def assert_own_keys_for_p1() -> None:
     """Between the pods p1 there are keys that a policy asked for, and elsewhere there are not."""
     apply(policy("mine", OWN, app("p1"), app("p1")))
-    until(lambda: all(map(has_own_keys, BOTH)), "own keys are in use")
+    until(lambda: all(map(has_own_keys, BOTH)), "own keys are there")
+    ways = {("default/n1-p1", "default/n2-p1"), ("default/n2-p1", "default/n1-p1")}
+
+    def are_used() -> bool:
+        """The datapath is told to ask for them when they are there, and not before."""
+        own = pairs_of_own_keys()
+        assert talk("n1/p1", "n2/p1", 4, DB)
+        return ways == {ends for ends, pair in pairs_used(DB) if pair in own}
+
+    # The datapath remembers flows longer than a test, and an agent, lasts.
+    port = next(FRESH_PORTS)
+
+    until(are_used, "own keys are in use")
+    own = pairs_of_own_keys()
     with Sniffer(markers=[SECRET]) as wire:
         for source, sink in (("n1/p1", "n2/p1"), ("n1/p1", "n2/p2"), ("n1", "n2/p1")):
             for family in (4, 6):
-                assert talk(source, sink, family, WEB)
+                assert talk(source, sink, family, port)
         assert_private(wire)
-    (row,) = agents.ask(N1, "policies")
-    (own,) = {each["pair"] for each in row["own_keys"]}
-    used = {
-        (row["source"]["pod"] or "node", row["destination"]["pod"] or "node"): row["pair"]
+    own |= pairs_of_own_keys()  # agents that have just started may have newer ones by now
+    used = pairs_used(port)
+    assert {ends for ends, pair in used if pair in own} == ways
+    rest = {ends for ends, pair in used if pair not in own}
+    assert rest, "the rest has the nodes'"
+    assert not rest & ways
+
+
+def pairs_used(port: int) -> list[tuple[tuple[str, str], str]]:
+    """By TCP on that port: between whom, and which pair of offers."""
+    return [
+        ((row["source"]["pod"] or "node", row["destination"]["pod"] or "node"), row["pair"])
         for node in BOTH
         for row in agents.ask(node, "flows", verdict="encrypted")
         if row["protocol"].lower() == "tcp"
-        and WEB in {row["source"]["port"], row["destination"]["port"]}
-    }
-    assert {ends for ends, pair in used.items() if pair == own} == {
-        ("default/n1-p1", "default/n2-p1"), ("default/n2-p1", "default/n1-p1"),
-    }  # fmt: skip
-    assert set(used.values()) - {own}, "the rest has the nodes'"
+        and port in {row["source"]["port"], row["destination"]["port"]}
+    ]
 
 
 def test_own_keys_rotate_and_outlive_agents_without_a_loss(cluster: None) -> None:
