@@ -7,9 +7,10 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any
 
-from pellicle.encryption.table import EncryptKey
+from pellicle.encryption.table import key_for
 from pellicle.exemptions import ports_text
 from pellicle.facts import (
+    ALL_TRAFFIC,
     Context,
     EncryptionPolicy,
     NodeName,
@@ -43,7 +44,7 @@ class Policies:
 
     async def _answer(self, _request: Request) -> AsyncIterator[Any]:
         here, all_ = self._members()
-        decides = self._decides()
+        decides, own = self._decides(), self._asked_for_own()
         for policy in self._tables.encryption_policies.rows.values():
             yield {
                 "name": policy.name,
@@ -58,7 +59,7 @@ class Policies:
                 ],
                 "ports": [ports_text(each) for each in policy.ports],
                 "decides": decides[policy.number],
-                "own_keys": list(self._keys(policy)),
+                "own_keys": list(self._keys(policy, is_asked=policy.number in own)),
             }
 
     def _members(self) -> tuple[Counter[Side], Counter[Side]]:
@@ -80,18 +81,28 @@ class Policies:
             found.update({choice.policy for choice in asked})
         return found
 
-    def _keys(self, policy: EncryptionPolicy) -> Iterator[dict[str, Any]]:
-        """With whom it has some of its own."""
-        sends, stands = self._tables.own_sends.rows, self._tables.encrypt_up.rows
-        for (node, context), keys in sorted(self._tables.own_peers.rows.items()):
+    def _asked_for_own(self) -> set[PolicyNumber]:
+        """Those whose own keys the datapath asks for; it does so from when they are there."""
+        t = self._tables
+        choices = (
+            *(row.rest for row in t.policy_rows_up.rows.values()),
+            *t.policy_ports_up.rows.values(),
+        )
+        return {each.policy for each in choices if each.action is PolicyAction.OWN_KEYS}
+
+    def _keys(self, policy: EncryptionPolicy, *, is_asked: bool) -> Iterator[dict[str, Any]]:
+        """With whom it has some of its own, by what the datapath goes by, not by the plan. While
+        it is not asked there what the policy says, the nodes' keys are used.
+        """
+        nodes, stands = self._tables.nodes.rows, self._tables.encrypt_up.rows
+        for (name, context), keys in sorted(self._tables.own_peers.rows.items()):
             if context != Context(policy.number):
                 continue
-            send = sends.get((node, context))
-            # What the datapath goes by, which the plan may be ahead of.
-            row = send and stands.get(EncryptKey(send.context, send.node))
+            used = context if is_asked else ALL_TRAFFIC
+            row = stands.get(key_for(nodes[name], used)) if name in nodes else None
             is_own = row is not None and row.pair == keys.pair
             yield {
-                "node": node,
+                "node": name,
                 "encrypts": "own" if is_own else "the node's" if row else "nothing",
                 "why": "" if is_own else keys.why,
                 "pair": f"{row.pair:016x}" if row else "",

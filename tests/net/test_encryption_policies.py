@@ -223,19 +223,8 @@ def test_in_an_overlay_own_keys_go_by_the_packet_inside_and_no_pod_is_exempt(
 def assert_own_keys_for_p1() -> None:
     """Between the pods p1 there are keys that a policy asked for, and elsewhere there are not."""
     apply(policy("mine", OWN, app("p1"), app("p1")))
-    until(lambda: all(map(has_own_keys, BOTH)), "own keys are there")
-    ways = {("default/n1-p1", "default/n2-p1"), ("default/n2-p1", "default/n1-p1")}
-
-    def are_used() -> bool:
-        """The datapath is told to ask for them when they are there, and not before."""
-        own = pairs_of_own_keys()
-        assert talk("n1/p1", "n2/p1", 4, DB)
-        return ways == {ends for ends, pair in pairs_used(DB) if pair in own}
-
-    # The datapath remembers flows longer than a test, and an agent, lasts.
-    port = next(FRESH_PORTS)
-
-    until(are_used, "own keys are in use")
+    until(lambda: all(map(has_own_keys, BOTH)), "own keys are in use")
+    port = next(FRESH_PORTS)  # the datapath remembers flows longer than a test, and an agent, lasts
     own = pairs_of_own_keys()
     with Sniffer(markers=[SECRET]) as wire:
         for source, sink in (("n1/p1", "n2/p1"), ("n1/p1", "n2/p2"), ("n1", "n2/p1")):
@@ -244,6 +233,7 @@ def assert_own_keys_for_p1() -> None:
         assert_private(wire)
     own |= pairs_of_own_keys()  # agents that have just started may have newer ones by now
     used = pairs_used(port)
+    ways = {("default/n1-p1", "default/n2-p1"), ("default/n2-p1", "default/n1-p1")}
     assert {ends for ends, pair in used if pair in own} == ways
     rest = {ends for ends, pair in used if pair not in own}
     assert rest, "the rest has the nodes'"

@@ -57,9 +57,9 @@ def plan(
     return rows
 
 
-def key_for(node: Node) -> EncryptKey:
-    """For all traffic to a node."""
-    return EncryptKey(ALL_TRAFFIC, node.addresses[0])
+def key_for(node: Node, context: Context = ALL_TRAFFIC) -> EncryptKey:
+    """For traffic to a node: all, or what a policy wants own keys for."""
+    return EncryptKey(context, node.addresses[0])
 
 
 def target(bpf: Object) -> MapTarget[EncryptKey, EncryptRow]:
