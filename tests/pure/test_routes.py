@@ -266,8 +266,7 @@ def test_a_word_that_says_nothing_is_not_believed(address: str, mtu: int) -> Non
 
 
 @pytest.mark.parametrize("version", [4, 6])
-def test_a_hostile_router_cannot_take_all_the_room(version: int) -> None:
-    assert 576 <= inner_mtu(path_mtu(68, version), version, LONGEST) <= 580
+def test_a_hostile_router_cannot_take_the_room_of_ipv6(version: int) -> None:
+    assert inner_mtu(path_mtu(68, version), version, LONGEST) >= 1280
     carried = inner_mtu(path_mtu(68, version, is_overlay=True), version, LONGEST)
-    assert 576 <= overlay_mtu(carried, version) <= 580
-    assert path_mtu(1280, version) == 1280, "what IPv6 links carry is no lie"
+    assert overlay_mtu(carried, version) >= 1280

@@ -49,8 +49,8 @@ ESP_BYTES = 8 + 8 + 16
 OUTER_BYTES = {4: 20, 6: 40}
 OVERLAY_BYTES = 8 + 8 + 14
 """UDP, VXLAN or Geneve without options, Ethernet: RFC 7348 §5, RFC 8926 §3."""
-IPV4_MINIMUM = 576
-"""RFC 791 §3.2: every host must take this."""
+IPV6_MINIMUM = 1280
+"""RFC 8200 §5: every link must carry this."""
 ANY_LENGTH = 65535
 """What an engine without a limit of its own can seal: more than any uplink carries."""
 DEFAULTS = (ip_network("0.0.0.0/0"), ip_network("::/0"))
@@ -79,11 +79,8 @@ def overlay_mtu(carried: int, version: int) -> int:
 
 
 def path_mtu(named: int, version: int, *, is_overlay: bool = False) -> int:
-    """What a router's word is worth: never so little that what every host takes had no room inside.
-
-    A path may have none for IPv6's least: IPv4 has its exact MTU all the same.
-    """
-    least = IPV4_MINIMUM + OUTER_BYTES[version] + ESP_BYTES + 4
+    """What a router's word is worth: never so little that an IPv6 packet inside had no room."""
+    least = IPV6_MINIMUM + OUTER_BYTES[version] + ESP_BYTES + 4
     return max(named, least + is_overlay * (OUTER_BYTES[version] + OVERLAY_BYTES))
 
 
