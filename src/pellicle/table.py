@@ -247,7 +247,10 @@ class Reconciler(Generic[K, R]):
             return now + FIRST_RETRY_SECONDS
         if not self.desired.listed:
             return None
-        self._unsettled.update(dict.fromkeys(self._changes.take()))
+        changed = self._changes.take()
+        self._unsettled.update(dict.fromkeys(changed))
+        for key in changed & self.failures.keys():
+            del self.failures[key]  # it was another row that failed
         standing, wanted = self.applied.rows, self.desired.rows
         for key in [key for key in self.failures if key not in wanted and key not in standing]:
             del self.failures[key]

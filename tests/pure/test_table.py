@@ -91,6 +91,19 @@ def test_a_refused_row_is_tried_again_with_back_off_and_stops_nothing() -> None:
     assert not reconciler.lag().failures
 
 
+def test_another_row_in_the_place_of_a_refused_one_is_tried_at_once() -> None:
+    """A pod's device that comes back under its name has another index than the one that went."""
+    world = World(refuses={"a"})
+    reconciler = make(world)
+    reconciler.desired.replace({"a": 1})
+    reconciler.run(100.0)
+    world.refuses.clear()
+    reconciler.desired.replace({"a": 2})
+    assert reconciler.run(100.1) is None
+    assert world.rows == {"a": 2}
+    assert not reconciler.lag().failures
+
+
 def test_since_when_the_world_is_behind() -> None:
     world = World(refuses={"a"})
     reconciler = make(world)
